@@ -1,0 +1,39 @@
+# Two commands on a fresh machine: `make demo` and `make test`. The rest is below.
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.ready
+# Two workers of one thread each beat one of two on a small machine.
+export OMP_NUM_THREADS ?= 1
+WORKERS ?= 2
+
+.PHONY: help setup demo test check bench nightly clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## create .venv from constraints.txt and install batchfree into it
+
+$(STAMP): pyproject.toml constraints.txt tools/setup.sh
+	PYTHON="$(PYTHON)" sh tools/setup.sh "$(VENV)"
+	@touch $@
+
+demo: $(STAMP)  ## the small-batch experiment on embedded data; ends in runs/demo/report.html
+	$(BIN)/batchfree demo
+
+test: $(STAMP)  ## the whole test suite
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+check: $(STAMP)  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## time the layers against PyTorch's own on this machine
+	$(BIN)/python -m benchmarks
+
+nightly: $(STAMP)  ## the hour-long sweep whose rows are committed under results/
+	$(BIN)/batchfree reproduce batch-size --preset hour --output runs/batch-size
+
+clean:  ## remove the environment and build leftovers
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

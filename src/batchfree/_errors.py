@@ -1,0 +1,26 @@
+"""The error and warning types that batchfree raises, all subclasses of built-in ones."""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """A configuration, recipe or command-line value that cannot be used.
+
+    Its message is one line for a person: what was asked, why it cannot be, what to do.
+    """
+
+
+class DataError(ValueError):
+    """A data folder or file that is missing, empty or damaged."""
+
+
+class ResultsError(ValueError):
+    """A results file that cannot be read: damaged, cut short or of another schema."""
+
+
+class BackendError(RuntimeError):
+    """An explicitly chosen backend cannot serve a call."""
+
+
+class DegenerateGroupWarning(UserWarning):
+    """A normalisation group holds one element, so the normalised value is always zero."""
