@@ -1,0 +1,232 @@
+"""BatchNorm over a chosen normalisation batch, frozen BatchNorm, and SyncBatchNorm.
+
+Each takes the same `activation=` and `residual` as GroupNorm, so that one network definition
+serves every norm.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from batchfree._checks import check_choice
+from batchfree.ops.activations import Activation, add_and_activate, check_activation
+
+RunningStatistics = Literal["rank0", "average"]
+
+
+class _ChunkedBatchNorm(_BatchNorm):
+    """BatchNorm whose training statistics are taken over chunks of the batch.
+
+    In training mode the batch is cut into chunks of `normalization_batch` samples, in order, and
+    each chunk is normalised by its own statistics: what workers of `normalization_batch` samples
+    each would compute under DistributedDataParallel, to the bit, in one process. A batch that does
+    not divide leaves a shorter last chunk, as a worker with the rest would have. In eval mode it is
+    `torch.nn.BatchNorm`.
+
+    Args:
+        num_features: the channels C.
+        eps, momentum, affine, track_running_stats, device, dtype: as `torch.nn.BatchNorm2d`.
+        normalization_batch: samples per chunk; None takes the whole batch.
+        running_statistics: what the running mean and variance follow: `"rank0"` the first chunk
+            only, as DDP keeps rank 0's buffers; `"average"` the mean over the chunks' own updates,
+            as workers that average their buffers keep.
+        activation: `None`, `"relu"`, `"silu"`, `"gelu"` or `"gelu_tanh"`, applied after the norm
+            and the residual.
+
+    Raises:
+        ValueError: a normalisation batch below 1; in training, a chunk with one value per channel.
+
+    Source: Ioffe & Szegedy 2015; the normalisation batch is that of Wu & Johnson, "Rethinking
+    'Batch' in BatchNorm", 2021, section 2.
+
+    Example:
+        >>> import batchfree, torch
+        >>> bn = batchfree.BatchNorm2d(16, normalization_batch=2, activation="relu")
+        >>> bn(torch.randn(8, 16, 4, 4)).shape  # as 4 workers of 2 samples
+        torch.Size([8, 16, 4, 4])
+    """
+
+    _ranks: tuple[int, ...]
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        normalization_batch: int | None = None,
+        running_statistics: RunningStatistics = "rank0",
+        activation: Activation | None = None,
+    ) -> None:
+        if normalization_batch is not None and (
+            not isinstance(normalization_batch, int) or normalization_batch < 1
+        ):
+            raise ValueError(
+                "normalization_batch must be a positive number of samples, or None for the whole "
+                f"batch, got {normalization_batch!r}"
+            )
+        check_choice(running_statistics, get_args(RunningStatistics), "running_statistics")
+        check_activation(activation)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        self.normalization_batch = normalization_batch
+        self.running_statistics = running_statistics
+        self.activation = activation
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() not in self._ranks:
+            ranks = " or ".join(f"{r}-D" for r in self._ranks)
+            raise ValueError(
+                f"{type(self).__name__} takes {ranks} inputs, got shape {tuple(input.shape)}"
+            )
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """act(BN(input) + residual): shape (N, C, *) to the same."""
+        n = self.normalization_batch
+        if not self.training or n is None or n >= input.shape[0]:
+            return add_and_activate(super().forward(input), residual, self.activation)
+        self._check_input_dim(input)
+        y = self._normalize_chunks(input.split(n))
+        return add_and_activate(y, residual, self.activation)
+
+    def _normalize_chunks(self, chunks: tuple[Tensor, ...]) -> Tensor:
+        tracked = self.track_running_stats and self.running_mean is not None
+        factor = self.momentum or 0.0
+        if tracked:
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                factor = 1.0 / float(self.num_batches_tracked)
+
+        updates = []
+        outputs = []
+        for i, chunk in enumerate(chunks):
+            mean = variance = None
+            if tracked and i == 0 and self.running_statistics == "rank0":
+                mean, variance = self.running_mean, self.running_var
+            elif tracked and self.running_statistics == "average":
+                assert self.running_mean is not None and self.running_var is not None
+                mean, variance = self.running_mean.clone(), self.running_var.clone()
+                updates.append((mean, variance))
+            outputs.append(
+                F.batch_norm(chunk, mean, variance, self.weight, self.bias, True, factor, self.eps)
+            )
+        if updates:
+            assert self.running_mean is not None and self.running_var is not None
+            means, variances = zip(*updates, strict=True)
+            self.running_mean.copy_(torch.stack(means).mean(0))
+            self.running_var.copy_(torch.stack(variances).mean(0))
+        return torch.cat(outputs)
+
+    def extra_repr(self) -> str:
+        """torch's own, the normalisation batch and the activation."""
+        text = super().extra_repr()
+        if self.normalization_batch is not None:
+            text += f", normalization_batch={self.normalization_batch}"
+            text += f", running_statistics={self.running_statistics}"
+        return text if self.activation is None else f"{text}, activation={self.activation}"
+
+
+class BatchNorm1d(_ChunkedBatchNorm):
+    __doc__ = _ChunkedBatchNorm.__doc__
+    _ranks = (2, 3)
+
+
+class BatchNorm2d(_ChunkedBatchNorm, nn.BatchNorm2d):
+    __doc__ = _ChunkedBatchNorm.__doc__
+    _ranks = (4,)
+
+
+class BatchNorm3d(_ChunkedBatchNorm):
+    __doc__ = _ChunkedBatchNorm.__doc__
+    _ranks = (5,)
+
+
+class SyncBatchNorm(nn.SyncBatchNorm):
+    """`torch.nn.SyncBatchNorm` with the activation and the residual of this package's layers.
+
+    Statistics are shared by all workers of the process group; outside one, and in eval mode, it
+    is BatchNorm.
+
+    Example:
+        >>> SyncBatchNorm(64, activation="relu").activation
+        'relu'
+    """
+
+    def __init__(
+        self, num_features: int, *args: Any, activation: Activation | None = None, **kwargs: Any
+    ) -> None:
+        check_activation(activation)
+        super().__init__(num_features, *args, **kwargs)
+        self.activation = activation
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """act(SyncBN(input) + residual): shape (N, C, *) to the same."""
+        return add_and_activate(super().forward(input), residual, self.activation)
+
+
+class FrozenBatchNorm(nn.Module):
+    """BatchNorm with fixed statistics and fixed affine: the paper's BN*.
+
+    y = (x - running_mean) / sqrt(running_var + eps) * weight + bias, where all four are buffers that
+    neither training nor an optimiser moves. Loads the state of a BatchNorm of any dimension, or of
+    torchvision's and detectron2's frozen ones.
+
+    Args:
+        num_features: the channels C of inputs (N, C, *).
+        eps: added to the variance.
+        activation: `None`, `"relu"`, `"silu"`, `"gelu"` or `"gelu_tanh"`.
+
+    Source: Wu & He 2018, section 4.2 (BN*); He et al., "Mask R-CNN", 2017.
+
+    Example:
+        >>> import torch
+        >>> frozen = FrozenBatchNorm(64)
+        >>> _ = frozen.load_state_dict(torch.nn.BatchNorm2d(64).state_dict())
+        >>> list(frozen.parameters())
+        []
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, *, activation: Activation | None = None
+    ) -> None:
+        super().__init__()
+        check_activation(activation)
+        self.num_features = num_features
+        self.eps = eps
+        self.activation = activation
+        self.register_buffer("weight", torch.ones(num_features))
+        self.register_buffer("bias", torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """act(BN*(input) + residual): shape (N, C, *) to the same."""
+        y = F.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
+        return add_and_activate(y, residual, self.activation)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        state_dict.pop(prefix + "num_batches_tracked", None)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def extra_repr(self) -> str:
+        """Channels, eps and the activation."""
+        text = f"{self.num_features}, eps={self.eps}"
+        return text if self.activation is None else f"{text}, activation={self.activation}"

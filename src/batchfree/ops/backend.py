@@ -1,0 +1,97 @@
+"""Which backend serves a call of `group_norm`: an explicit choice, or the first that can.
+
+A backend is a function with the reference's signature and a rule that names the calls it refuses.
+Compiled backends register themselves here, ahead of PyTorch's own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from batchfree._checks import check_choice
+from batchfree._errors import BackendError
+from batchfree.ops.aten import group_norm_aten
+from batchfree.ops.reference import group_norm_reference
+
+Run = Callable[
+    [Tensor, int, Tensor | None, Tensor | None, float, str | None, Tensor | None], Tensor
+]
+
+
+def _serves_all(x: Tensor) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to compute group_norm: its name, the function, and why it would refuse an input."""
+
+    name: str
+    run: Run
+    refusal: Callable[[Tensor], str | None] = _serves_all
+    """Returns the reason why the backend cannot serve this x, or None where it can."""
+
+
+# In order of preference. The last one serves every call that the checks let through.
+BACKENDS: dict[str, Backend] = {
+    "aten": Backend("aten", group_norm_aten),
+    "reference": Backend("reference", group_norm_reference),
+}
+
+# Process-wide, as torch.backends.cudnn.flags is: a plain global that torch.compile can guard on.
+_chosen: str | None = os.environ.get("BATCHFREE_BACKEND") or None
+
+
+@contextmanager
+def backend(name: str | None) -> Iterator[None]:
+    """Chooses the backend of every `group_norm` call inside the block; None chooses automatically.
+
+    The choice holds for the whole process, threads included, and goes before the environment
+    variable `BATCHFREE_BACKEND`. An explicitly chosen backend that cannot serve a call raises
+    `BackendError` instead of handing the call to another.
+
+    Args:
+        name: `"aten"` (PyTorch's own kernels), `"reference"` (plain PyTorch: slow, and the same to
+            the bit for any batch and any number of threads) or None (the first that can).
+
+    Raises:
+        ValueError: the name is not that of a backend.
+
+    Example:
+        >>> import batchfree, torch
+        >>> x = torch.randn(2, 8, 4, 4)
+        >>> with batchfree.backend("reference"):
+        ...     y = batchfree.group_norm(x, 4)
+    """
+    global _chosen
+    check_choice(name, (None, *BACKENDS), "backend")
+    before, _chosen = _chosen, name
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def select(x: Tensor) -> Backend:
+    """The backend that serves x: the chosen one, or the first that does not refuse it.
+
+    Raises:
+        BackendError: the chosen backend refuses x.
+        ValueError: BATCHFREE_BACKEND does not name a backend.
+    """
+    if _chosen is None:
+        return next(b for b in BACKENDS.values() if b.refusal(x) is None)
+    check_choice(_chosen, BACKENDS, "BATCHFREE_BACKEND")
+    chosen = BACKENDS[_chosen]
+    reason = chosen.refusal(x)
+    if reason is not None:
+        raise BackendError(
+            f"the backend {chosen.name!r} was chosen explicitly and cannot serve this call: "
+            f"{reason}; choose another or none (BATCHFREE_BACKEND, batchfree.backend)"
+        )
+    return chosen

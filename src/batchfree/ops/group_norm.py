@@ -1,0 +1,114 @@
+"""The public `group_norm`: contract, documentation, validation."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+from batchfree import _checks
+from batchfree._errors import DegenerateGroupWarning
+from batchfree.ops.activations import Activation, check_activation
+from batchfree.ops.backend import select
+
+_warned_degenerate = False
+
+
+def group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    activation: Activation | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    r"""Group Normalization, with an optional residual and activation: act(GN(x) + residual).
+
+    Each sample's channels are split into `num_groups` groups of consecutive channels. Group g of
+    sample n is normalised by its own mean and (biased) variance, over its C/G channels and all
+    positions, so no sample's result depends on another sample:
+
+    .. math:: y = \mathrm{act}(\gamma_c (x - \mu_{ng}) / \sqrt{\sigma^2_{ng} + \epsilon}
+              + \beta_c + r)
+
+    `num_groups=1` normalises over (C, *) as the paper's Layer Norm does; `num_groups=C` is Instance
+    Norm.
+
+    Args:
+        x: shape (N, C, *), at least 2 dimensions, any strides; float32, float64, float16 or
+            bfloat16. N or a spatial size may be 0.
+        num_groups: the number of groups G; must divide C.
+        weight: gamma, shape (C,), in x's dtype, or float32 where x is float16 or bfloat16.
+        bias: beta, as weight.
+        eps: added to the variance.
+        activation: `None`, `"relu"`, `"silu"`, `"gelu"` (exact) or `"gelu_tanh"`.
+        residual: added before the activation; x's shape, dtype and device.
+
+    Returns:
+        A tensor of x's shape, dtype and memory format, under autocast too. Statistics are float32
+        or wider.
+
+    Raises:
+        ValueError: a shape, device, activation or number of groups that does not fit.
+        TypeError: a dtype that does not fit, or an argument that is no tensor.
+        BackendError: an explicitly chosen backend cannot serve this call.
+
+    Warns:
+        DegenerateGroupWarning: once a process, when a group holds a single element, so that GN(x)
+            is zero (the output is beta) whatever x is.
+
+    Source: Wu & He, "Group Normalization", ECCV 2018, section 3, equations 1 to 7.
+
+    Example:
+        >>> import batchfree, torch
+        >>> x, skip = torch.randn(2, 64, 8, 8), torch.randn(2, 64, 8, 8)
+        >>> y = batchfree.group_norm(x, 32, activation="relu", residual=skip)
+        >>> y.shape, bool(y.min() >= 0)
+        (torch.Size([2, 64, 8, 8]), True)
+    """
+    _checks.check_input(x)
+    _checks.check_num_groups(num_groups, x.shape[1])
+    _checks.check_parameter("weight", weight, x)
+    _checks.check_parameter("bias", bias, x)
+    _checks.check_eps(eps)
+    check_activation(activation)
+    _checks.check_residual(residual, x)
+    if math.prod(x.shape[1:]) == num_groups:
+        _warn_degenerate(x, num_groups)
+
+    serve = select(x).run
+    if torch.is_autocast_enabled(x.device.type):
+        # Autocast would run the norm in float32 and hand float32 on, at twice the memory.
+        with torch.autocast(x.device.type, enabled=False):
+            y = serve(x, num_groups, weight, bias, eps, activation, residual)
+    else:
+        y = serve(x, num_groups, weight, bias, eps, activation, residual)
+    return y.contiguous(memory_format=memory_format_of(x))
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """channels_last or channels_last_3d where x is laid out so and not contiguous; else contiguous."""
+    if not x.is_contiguous():
+        if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+            return torch.channels_last
+        if x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
+            return torch.channels_last_3d
+    return torch.contiguous_format
+
+
+def _warn_degenerate(x: Tensor, num_groups: int) -> None:
+    global _warned_degenerate
+    if _warned_degenerate or torch.compiler.is_compiling():
+        return
+    _warned_degenerate = True
+    warnings.warn(
+        f"each of the {num_groups} groups of an input of shape {tuple(x.shape)} holds one element, "
+        "so it normalises to zero and the output is the bias alone; use fewer groups, or remove "
+        "the norm at this resolution (said once)",
+        DegenerateGroupWarning,
+        stacklevel=3,
+    )
