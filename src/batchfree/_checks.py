@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 import torch
@@ -68,6 +69,11 @@ def check_input(x: Tensor) -> None:
             f"x must have shape (N, C, *), at least 2 dimensions, got {tuple(x.shape)}; "
             "a single sample needs a batch dimension: x.unsqueeze(0)"
         )
+    if 0 in x.shape[1:]:
+        raise ValueError(
+            "x must hold at least one channel and one position (the batch may be empty), got shape "
+            f"{tuple(x.shape)}"
+        )
 
 
 def check_parameter(name: str, p: Tensor | None, x: Tensor) -> None:
@@ -116,8 +122,8 @@ def check_residual(residual: Tensor | None, x: Tensor) -> None:
 
 
 def check_eps(eps: float) -> None:
-    """Raises unless eps is a finite number, zero or above."""
+    """Raises unless eps is a finite number."""
     if not isinstance(eps, (int, float)) or isinstance(eps, bool):
         raise TypeError(f"eps must be a float, got {type(eps).__name__}")
-    if not 0 <= eps < float("inf"):
-        raise ValueError(f"eps must be finite and not negative, got {eps}")
+    if not abs(eps) < math.inf:
+        raise ValueError(f"eps must be finite, got {eps}")

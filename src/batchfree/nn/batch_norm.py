@@ -20,36 +20,7 @@ RunningStatistics = Literal["rank0", "average"]
 
 
 class _ChunkedBatchNorm(_BatchNorm):
-    """BatchNorm whose training statistics are taken over chunks of the batch.
-
-    In training mode the batch is cut into chunks of `normalization_batch` samples, in order, and
-    each chunk is normalised by its own statistics: what workers of `normalization_batch` samples
-    each would compute under DistributedDataParallel, to the bit, in one process. A batch that does
-    not divide leaves a shorter last chunk, as a worker with the rest would have. In eval mode it is
-    `torch.nn.BatchNorm`.
-
-    Args:
-        num_features: the channels C.
-        eps, momentum, affine, track_running_stats, device, dtype: as `torch.nn.BatchNorm2d`.
-        normalization_batch: samples per chunk; None takes the whole batch.
-        running_statistics: what the running mean and variance follow: `"rank0"` the first chunk
-            only, as DDP keeps rank 0's buffers; `"average"` the mean over the chunks' own updates,
-            as workers that average their buffers keep.
-        activation: `None`, `"relu"`, `"silu"`, `"gelu"` or `"gelu_tanh"`, applied after the norm
-            and the residual.
-
-    Raises:
-        ValueError: a normalisation batch below 1; in training, a chunk with one value per channel.
-
-    Source: Ioffe & Szegedy 2015; the normalisation batch is that of Wu & Johnson, "Rethinking
-    'Batch' in BatchNorm", 2021, section 2.
-
-    Example:
-        >>> import batchfree, torch
-        >>> bn = batchfree.BatchNorm2d(16, normalization_batch=2, activation="relu")
-        >>> bn(torch.randn(8, 16, 4, 4)).shape  # as 4 workers of 2 samples
-        torch.Size([8, 16, 4, 4])
-    """
+    """What BatchNorm1d, 2d and 3d share; documented at `BatchNorm2d`."""
 
     _ranks: tuple[int, ...]
 
@@ -98,33 +69,35 @@ class _ChunkedBatchNorm(_BatchNorm):
         return add_and_activate(y, residual, self.activation)
 
     def _normalize_chunks(self, chunks: tuple[Tensor, ...]) -> Tensor:
-        tracked = self.track_running_stats and self.running_mean is not None
-        factor = self.momentum or 0.0
-        if tracked:
-            assert self.num_batches_tracked is not None
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:
-                factor = 1.0 / float(self.num_batches_tracked)
-
-        updates = []
-        outputs = []
-        for i, chunk in enumerate(chunks):
-            mean = variance = None
-            if tracked and i == 0 and self.running_statistics == "rank0":
-                mean, variance = self.running_mean, self.running_var
-            elif tracked and self.running_statistics == "average":
-                assert self.running_mean is not None and self.running_var is not None
-                mean, variance = self.running_mean.clone(), self.running_var.clone()
-                updates.append((mean, variance))
-            outputs.append(
-                F.batch_norm(chunk, mean, variance, self.weight, self.bias, True, factor, self.eps)
-            )
-        if updates:
-            assert self.running_mean is not None and self.running_var is not None
-            means, variances = zip(*updates, strict=True)
+        factor = self._update_factor()
+        running = self._running_statistics_of(len(chunks))
+        outputs = [
+            F.batch_norm(chunk, mean, variance, self.weight, self.bias, True, factor, self.eps)
+            for chunk, (mean, variance) in zip(chunks, running, strict=True)
+        ]
+        if self.running_statistics == "average" and self.running_mean is not None:
+            means, variances = zip(*running, strict=True)
             self.running_mean.copy_(torch.stack(means).mean(0))
             self.running_var.copy_(torch.stack(variances).mean(0))
         return torch.cat(outputs)
+
+    def _update_factor(self) -> float:
+        """Counts the batch; returns the weight of its statistics in the running ones."""
+        if self.num_batches_tracked is None:
+            return 0.0
+        self.num_batches_tracked.add_(1)
+        if self.momentum is None:
+            return 1.0 / float(self.num_batches_tracked)
+        return self.momentum
+
+    def _running_statistics_of(self, chunks: int) -> list[tuple[Any, Any]]:
+        """The (mean, variance) that each chunk's forward updates in place, or (None, None)."""
+        mean, variance = self.running_mean, self.running_var
+        if mean is None or variance is None:
+            return [(None, None)] * chunks
+        if self.running_statistics == "rank0":
+            return [(mean, variance)] + [(None, None)] * (chunks - 1)
+        return [(mean.clone(), variance.clone()) for _ in range(chunks)]
 
     def extra_repr(self) -> str:
         """torch's own, the normalisation batch and the activation."""
@@ -136,17 +109,49 @@ class _ChunkedBatchNorm(_BatchNorm):
 
 
 class BatchNorm1d(_ChunkedBatchNorm):
-    __doc__ = _ChunkedBatchNorm.__doc__
+    """BatchNorm of (N, C) or (N, C, L) over a normalisation batch; see `BatchNorm2d`."""
+
     _ranks = (2, 3)
 
 
 class BatchNorm2d(_ChunkedBatchNorm, nn.BatchNorm2d):
-    __doc__ = _ChunkedBatchNorm.__doc__
+    """BatchNorm of (N, C, H, W) whose training statistics are taken over chunks of the batch.
+
+    In training mode the batch is cut into chunks of `normalization_batch` samples, in order, and
+    each chunk is normalised by its own statistics: what workers of `normalization_batch` samples
+    each would compute under DistributedDataParallel, to the bit, in one process. A batch that does
+    not divide leaves a shorter last chunk, as a worker with the rest would have. In eval mode it is
+    `torch.nn.BatchNorm`.
+
+    Args:
+        num_features: the channels C.
+        eps, momentum, affine, track_running_stats, device, dtype: as `torch.nn.BatchNorm2d`.
+        normalization_batch: samples per chunk; None takes the whole batch.
+        running_statistics: what the running mean and variance follow: `"rank0"` the first chunk
+            only, as DDP keeps rank 0's buffers; `"average"` the mean over the chunks' own updates,
+            as workers that average their buffers keep.
+        activation: `None`, `"relu"`, `"silu"`, `"gelu"` or `"gelu_tanh"`, applied after the norm
+            and the residual.
+
+    Raises:
+        ValueError: a normalisation batch below 1; in training, a chunk with one value per channel.
+
+    Source: Ioffe & Szegedy 2015; the normalisation batch is that of Wu & Johnson, "Rethinking
+    'Batch' in BatchNorm", 2021, section 2.
+
+    Example:
+        >>> import batchfree, torch
+        >>> bn = batchfree.BatchNorm2d(16, normalization_batch=2, activation="relu")
+        >>> bn(torch.randn(8, 16, 4, 4)).shape  # as 4 workers of 2 samples
+        torch.Size([8, 16, 4, 4])
+    """
+
     _ranks = (4,)
 
 
 class BatchNorm3d(_ChunkedBatchNorm):
-    __doc__ = _ChunkedBatchNorm.__doc__
+    """BatchNorm of (N, C, D, H, W) over a normalisation batch; see `BatchNorm2d`."""
+
     _ranks = (5,)
 
 
@@ -176,9 +181,9 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 class FrozenBatchNorm(nn.Module):
     """BatchNorm with fixed statistics and fixed affine: the paper's BN*.
 
-    y = (x - running_mean) / sqrt(running_var + eps) * weight + bias, where all four are buffers that
-    neither training nor an optimiser moves. Loads the state of a BatchNorm of any dimension, or of
-    torchvision's and detectron2's frozen ones.
+    y = (x - running_mean) / sqrt(running_var + eps) * weight + bias, where all four are buffers
+    that neither training nor an optimiser moves. Loads the state of a BatchNorm of any dimension,
+    or of torchvision's and detectron2's frozen ones.
 
     Args:
         num_features: the channels C of inputs (N, C, *).

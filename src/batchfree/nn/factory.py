@@ -33,14 +33,9 @@ _EXTRA_OPTIONS = {"gn": {"groups"}, "bn": {"dim"}}
 class NormLayer(functools.partial):  # type: ignore[type-arg]
     """A callable that builds the norm layer of a number of channels; made by `norm_layer`.
 
-    It pickles, copies and compares by what it builds. It is a `functools.partial` of
-    `build_norm_act` because timm takes the norm apart where a model asks for norm and activation
-    together, and binds the parts anew.
+    It pickles, copies and compares by what it builds. It is a `functools.partial` of `build_norm`
+    because timm takes the factory apart and binds the parts anew.
     """
-
-    def __call__(self, num_channels: int, **options: Any) -> nn.Module:
-        """The layer for `num_channels` channels; options go before those of the factory."""
-        return build_norm(num_channels, **{**self.keywords, **options})
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, NormLayer) and self.keywords == other.keywords
@@ -68,7 +63,7 @@ def norm_layer(kind: NormKind, groups: Groups | None = None, **options: Any) -> 
         groups: the group policy of `"gn"`; `Groups(32)` by default.
         options: passed to each layer: `eps`, `affine`, for `"bn"` also `normalization_batch`,
             `running_statistics`, `momentum` and `dim` (1, 2 or 3; 2 by default). `activation` is
-            for models that ask for norm and activation in one (timm's EfficientNet, DenseNet).
+            for models whose norm layers also activate (timm's EfficientNet and DenseNet).
 
     Raises:
         ValueError: an unknown kind, activation or option, or `groups` for a norm that has none.
@@ -89,46 +84,42 @@ def norm_layer(kind: NormKind, groups: Groups | None = None, **options: Any) -> 
         options["groups"] = groups or Groups(32)
     _check_options(kind, options)
     check_activation(options.get("activation"))
-    return NormLayer(build_norm_act, kind=kind, **options)
+    return NormLayer(build_norm, kind=kind, **options)
 
 
-def build_norm(num_channels: int, *, kind: NormKind, **options: Any) -> nn.Module:
-    """Builds the norm layer of `num_channels` channels; options as for `norm_layer`."""
-    if kind == "gn":
-        return GroupNorm(options.pop("groups").resolve(num_channels), num_channels, **options)
-    if kind == "bn":
-        return _BATCH_NORM[options.pop("dim", 2)](num_channels, **options)
-    if kind == "none":
-        return NoNorm(activation=options.get("activation"))
-    return _LAYERS[kind](num_channels, **options)
-
-
-def build_norm_act(
+def build_norm(
     num_channels: int,
     *,
     kind: NormKind,
     activation: Any = None,
-    apply_act: bool = True,
-    inplace: bool = False,
+    apply_act: bool | None = None,
+    inplace: bool | None = None,
     act_kwargs: dict[str, Any] | None = None,
     **options: Any,
 ) -> nn.Module:
-    """Builds a norm with its activation, called as timm calls one.
+    """Builds the norm layer of `num_channels` channels; what a `NormLayer` calls.
 
-    timm hands a factory no activation, so the factory has to know it. `inplace` is only a hint, and
-    `act_kwargs` are timm's own activation's.
+    `apply_act`, `inplace` and `act_kwargs` are how timm asks for norm and activation in one layer.
+    It does not say which activation, so the factory has to know.
 
     Raises:
-        ValueError: the activation is wanted and the factory was made without one.
+        ValueError: an activation is asked for and the factory was made without one.
     """
+    if apply_act is None:
+        apply_act = inplace is not None or act_kwargs is not None or activation is not None
     if apply_act and activation is None:
         raise ValueError(
             "this model asks for norm and activation in one layer and does not say which "
             f"activation: give it to the factory, norm_layer({kind!r}, activation='relu')"
         )
-    return build_norm(
-        num_channels, kind=kind, activation=activation if apply_act else None, **options
-    )
+    options["activation"] = activation if apply_act else None
+    if kind == "gn":
+        return GroupNorm(options.pop("groups").resolve(num_channels), num_channels, **options)
+    if kind == "bn":
+        return _BATCH_NORM[options.pop("dim", 2)](num_channels, **options)
+    if kind == "none":
+        return NoNorm(activation=options["activation"])
+    return _LAYERS[kind](num_channels, **options)
 
 
 def _check_options(kind: str, options: dict[str, Any]) -> None:

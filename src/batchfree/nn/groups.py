@@ -31,8 +31,10 @@ class Groups:
         ValueError: a wish that is not positive, or both wishes at once.
 
     Example:
-        >>> Groups(32).resolve(256), Groups(32).resolve(80), Groups(channels_per_group=16).resolve(80)
-        (32, 40, 5)
+        >>> Groups(32).resolve(256), Groups(32).resolve(80)
+        (32, 40)
+        >>> Groups(channels_per_group=16).resolve(80)
+        5
         >>> Groups(32, min_elements_per_group=16).resolve(64, positions=1)
         4
     """

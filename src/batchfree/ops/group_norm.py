@@ -40,11 +40,11 @@ def group_norm(
 
     Args:
         x: shape (N, C, *), at least 2 dimensions, any strides; float32, float64, float16 or
-            bfloat16. N or a spatial size may be 0.
+            bfloat16. N may be 0.
         num_groups: the number of groups G; must divide C.
         weight: gamma, shape (C,), in x's dtype, or float32 where x is float16 or bfloat16.
         bias: beta, as weight.
-        eps: added to the variance.
+        eps: added to the variance; finite.
         activation: `None`, `"relu"`, `"silu"`, `"gelu"` (exact) or `"gelu_tanh"`.
         residual: added before the activation; x's shape, dtype and device.
 
@@ -81,7 +81,7 @@ def group_norm(
         _warn_degenerate(x, num_groups)
 
     serve = select(x).run
-    if torch.is_autocast_enabled(x.device.type):
+    if _autocasts(x.device.type):
         # Autocast would run the norm in float32 and hand float32 on, at twice the memory.
         with torch.autocast(x.device.type, enabled=False):
             y = serve(x, num_groups, weight, bias, eps, activation, residual)
@@ -90,8 +90,12 @@ def group_norm(
     return y.contiguous(memory_format=memory_format_of(x))
 
 
+def _autocasts(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
 def memory_format_of(x: Tensor) -> torch.memory_format:
-    """channels_last or channels_last_3d where x is laid out so and not contiguous; else contiguous."""
+    """channels_last(_3d) where x is laid out so and is not contiguous; else contiguous."""
     if not x.is_contiguous():
         if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
             return torch.channels_last

@@ -17,7 +17,7 @@ from batchfree.ops.activations import add_and_activate
 
 
 def tree_sum(x: Tensor) -> Tensor:
-    """The sum over the last dimension, (..., M) -> (...), by halving.
+    """The sum over the last dimension, (..., M) -> (...) with M > 0, by halving.
 
     The order of additions depends on M alone. torch.sum's depends on the shape, the strides and the
     number of threads.
@@ -26,7 +26,16 @@ def tree_sum(x: Tensor) -> Tensor:
         half = (x.shape[-1] + 1) // 2
         upper = x[..., half:]
         x = x[..., :half] + F.pad(upper, (0, half - upper.shape[-1]))
-    return x.squeeze(-1) if x.shape[-1] else x.new_zeros(x.shape[:-1])
+    return x.squeeze(-1)
+
+
+def _strided(x: Tensor) -> Tensor:
+    """A copy of x whose elements lie two apart.
+
+    On contiguous memory exp, tanh and erf are computed by vector code, and by other code with other
+    rounding for the elements left over at the end. Strided memory takes one path for all.
+    """
+    return torch.stack((x, x), dim=-1).select(-1, 0)
 
 
 def group_norm_reference(
@@ -46,12 +55,12 @@ def group_norm_reference(
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     per_channel = (1, c) + (1,) * (x.dim() - 2)
 
-    # Contiguous, so that element-wise kernels take one code path, and one rounding, for any strides.
+    # Contiguous, so that element-wise kernels take one code path, so one rounding, for any strides.
     m = math.prod(x.shape[1:]) // num_groups
     groups = x.to(dtype).contiguous().reshape(n, num_groups, m)
-    mean = tree_sum(groups).unsqueeze(-1) / max(m, 1)
+    mean = tree_sum(groups).unsqueeze(-1) / m
     centred = groups - mean
-    variance = tree_sum(centred * centred).unsqueeze(-1) / max(m, 1)
+    variance = tree_sum(centred * centred).unsqueeze(-1) / m
     y = (centred * torch.rsqrt(variance + eps)).reshape(x.shape)
 
     if weight is not None:
@@ -60,4 +69,4 @@ def group_norm_reference(
         y = y + bias.to(dtype).reshape(per_channel)
     if residual is not None:
         residual = residual.to(dtype).contiguous()
-    return add_and_activate(y, residual, activation).to(x.dtype)
+    return add_and_activate(_strided(y), residual, activation).to(x.dtype)
