@@ -1,0 +1,281 @@
+"""The results file of an experiment: checked on the way in and out, and written in one piece.
+
+`docs/results-schema.md` describes the format field by field.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from batchfree._errors import ResultsError
+from batchfree.experiments._fields import (
+    Checked,
+    bad_field,
+    by,
+    choice,
+    integer,
+    json_object,
+    loss,
+    number,
+    optional,
+    sequence,
+    sizes_descending,
+    text,
+    texts,
+    time,
+)
+
+SCHEMA = "batchfree.results/1"
+ROW_SCHEMA = "batchfree.row/1"
+
+_T = TypeVar("_T", bound=Checked)
+
+
+@dataclass(frozen=True)
+class CurvePoint(Checked):
+    """One point of a run's learning curve.
+
+    Attributes:
+        step: SGD steps done.
+        train_loss: mean loss since the point before; None where it was not finite (a NaN or an
+            infinity passed in becomes None, since JSON has neither).
+        train_error: training error in %, over the same steps.
+        val_error: validation error in %, or None where none was measured at this step.
+    """
+
+    step: int = field(metadata=by(integer(0)))
+    train_loss: float | None = field(metadata=by(optional(loss)))
+    train_error: float = field(metadata=by(number(0, 100)))
+    val_error: float | None = field(metadata=by(optional(number(0, 100))))
+
+
+@dataclass(frozen=True)
+class Row(Checked):
+    """One finished training run.
+
+    Attributes:
+        norm: `"bn"`, `"gn"`, `"ln"`, `"in"`, `"gn+ws"` or another norm's name.
+        normalization_batch: samples that BN takes its statistics over; None where the run does
+            not depend on it, so that it stands for every size.
+        seed: the run's seed.
+        steps: SGD steps.
+        batch_size: images in an SGD step, over all workers.
+        learning_rate: the base learning rate after warm-up.
+        train_error: training error at the end, in %.
+        val_error: validation error in %: the median of the last five evaluations, as the paper
+            takes it. A run that diverged has the chance-level error that was measured.
+        curve: the learning curve, in order of steps.
+        seconds: wall-clock seconds.
+        commit: the code's commit, with `+dirty` where files had changed; None outside a checkout.
+        versions: package name to version.
+        machine: `cpu` (text), `cores` (a count) and `system` (text), and more where known.
+        command: the command, exactly as it can be run again.
+        config: everything else that is needed to build the run again.
+
+    Raises:
+        ResultsError: a field of the wrong type or range; it is a `ValueError`.
+    """
+
+    norm: str = field(metadata=by(text))
+    normalization_batch: int | None = field(metadata=by(optional(integer(1))))
+    seed: int = field(metadata=by(integer(0)))
+    steps: int = field(metadata=by(integer(1)))
+    batch_size: int = field(metadata=by(integer(1)))
+    learning_rate: float = field(metadata=by(number(0)))
+    train_error: float = field(metadata=by(number(0, 100)))
+    val_error: float = field(metadata=by(number(0, 100)))
+    curve: tuple[CurvePoint, ...] = field(metadata=by(sequence(CurvePoint)))
+    seconds: float = field(metadata=by(number(0)))
+    commit: str | None = field(metadata=by(optional(text)))
+    versions: dict[str, str] = field(metadata=by(texts))
+    machine: dict[str, Any] = field(
+        metadata=by(json_object(cpu=text, cores=integer(1), system=text))
+    )
+    command: str = field(metadata=by(text))
+    config: dict[str, Any] = field(metadata=by(json_object()))
+
+    @property
+    def key(self) -> tuple[str, int | None, int]:
+        """What tells a run from the others of its experiment: norm, normalisation batch, seed."""
+        return self.norm, self.normalization_batch, self.seed
+
+
+@dataclass(frozen=True)
+class Results(Checked):
+    """Every finished run of one experiment.
+
+    Attributes:
+        experiment: `"batch-size"`.
+        protocol: `"isolated"` (only the normalisation batch changes) or `"paper"` (per-worker
+            batch with the linearly scaled learning rate).
+        preset: the name of the preset that set scale and schedule.
+        sizes: the normalisation batches asked for, largest first.
+        rows: the finished runs; may be empty.
+        command: the command that made the file.
+        created: when, as an ISO 8601 time.
+
+    Raises:
+        ResultsError: a field of the wrong type or range, a row with a normalisation batch that is
+            not among `sizes`, or the same run twice.
+    """
+
+    experiment: str = field(metadata=by(choice("batch-size")))
+    protocol: str = field(metadata=by(choice("isolated", "paper")))
+    preset: str = field(metadata=by(text))
+    sizes: tuple[int, ...] = field(metadata=by(sizes_descending))
+    rows: tuple[Row, ...] = field(metadata=by(sequence(Row)))
+    command: str = field(metadata=by(text))
+    created: str = field(metadata=by(time))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        seen: dict[tuple[str, int | None, int], int] = {}
+        for index, row in enumerate(self.rows):
+            size = row.normalization_batch
+            if size is not None and size not in self.sizes:
+                raise bad_field(f"rows[{index}]: normalization_batch", f"one of {self.sizes}", size)
+            if row.key in seen:
+                raise ResultsError(
+                    f"rows[{index}]: the same run as rows[{seen[row.key]}]: norm {row.norm!r}, "
+                    f"normalisation batch {size}, seed {row.seed}; keep one of the two"
+                )
+            seen[row.key] = index
+
+
+def read_results(path: str | os.PathLike[str]) -> Results:
+    """Read a results file.
+
+    Args:
+        path: a file that `write_results` wrote.
+
+    Raises:
+        ResultsError: there is no such file, or it is cut short, damaged or of another schema; the
+            message names the file, the row, the field and what to do.
+
+    Example:
+        >>> read_results("/nowhere/results.json")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        batchfree._errors.ResultsError: /nowhere/results.json: there is no such file; ...
+    """
+    return _read(Path(path), SCHEMA, Results, "finished runs are kept beside it under rows/")
+
+
+def read_row(path: str | os.PathLike[str]) -> Row:
+    """Read a file that holds one run; errors as those of `read_results`."""
+    return _read(Path(path), ROW_SCHEMA, Row, "it holds one run; delete it")
+
+
+def write_results(path: str | os.PathLike[str], results: Results) -> None:
+    """Write a results file in one piece: it is whole, or the old one is left as it was.
+
+    Args:
+        path: the file; folders above it are made.
+        results: what to write.
+
+    Raises:
+        OSError: the file cannot be written (disk full, folder read-only, ...); the message names
+            it and what to do. It is the subclass that the system raised, with its `errno`.
+
+    Example:
+        >>> import tempfile
+        >>> results = Results("batch-size", "isolated", "quick", (32, 2), (), "batchfree demo",
+        ...                   "2026-01-31T12:00:00+00:00")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_results(f"{folder}/results.json", results)
+        ...     read_results(f"{folder}/results.json") == results
+        True
+    """
+    content = results.to_json()
+    rows = ",\n".join(_dump(row) for row in content.pop("rows"))
+    head = {"schema": SCHEMA, **content}
+    lines = [f"{_dump(name)}: {_dump(value)}" for name, value in head.items()]
+    lines.append(f'"rows": [\n{rows}\n]')
+    write_whole(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+
+
+def write_row(path: str | os.PathLike[str], row: Row) -> None:
+    """Write one run into a file of its own; otherwise as `write_results`."""
+    write_whole(path, (_dump({"schema": ROW_SCHEMA, **row.to_json()}) + "\n").encode())
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file in one piece: a reader finds the old content or the new, never a part.
+
+    Raises:
+        OSError: as `write_results`.
+    """
+    target = Path(path)
+    part = target.with_name(f".{target.name[:80]}.{secrets.token_hex(4)}.part")
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(part, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        code = error.errno or errno.EIO
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            remedy = "free some space and run the same command again"
+        else:
+            remedy = "choose another file or folder, one that you may write to"
+        reason = f"cannot write it ({os.strerror(code)}), what was there before is untouched"
+        raise OSError(code, f"{reason}; {remedy}", str(target)) from error
+
+
+def _dump(value: object) -> str:
+    return json.dumps(value, allow_nan=False)
+
+
+def _read(path: Path, schema: str, kind: type[_T], kept: str) -> _T:
+    again = f"{kept}; run the same command again to rebuild it"
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ResultsError(
+            f"{path}: there is no such file; name the results.json of a finished experiment "
+            "(`batchfree demo` makes one)"
+        ) from None
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be read ({error.strerror}); name a file") from error
+    try:
+        value = json.loads(content.decode("utf-8-sig"), parse_constant=_no_constant)
+    except ResultsError as error:
+        raise ResultsError(f"{path}: {error}; {again}") from None
+    except (ValueError, RecursionError) as error:
+        problem = "the file ends early" if _is_cut(content) else f"not JSON ({error})"
+        raise ResultsError(f"{path}: {problem}; {again}") from None
+    if not isinstance(value, dict) or "schema" not in value:
+        raise ResultsError(f"{path}: not a batchfree file: it has no field 'schema'; name another")
+    if value["schema"] != schema:
+        raise ResultsError(
+            f"{path}: schema {value['schema']!r} where {schema!r} is read; name a file of that "
+            "schema, or read it with the batchfree version that wrote it"
+        )
+    try:
+        return kind.from_json({name: item for name, item in value.items() if name != "schema"})
+    except (ResultsError, RecursionError) as error:
+        raise ResultsError(f"{path}: {error}; the file is damaged: {again}") from None
+
+
+def _no_constant(name: str) -> None:
+    raise ResultsError(f"{name} is not a JSON number")
+
+
+def _is_cut(content: bytes) -> bool:
+    """Whether brackets or quotes that the text opens are never closed."""
+    bare = re.sub(rb'"(?:[^"\\]|\\.)*"', b"", content, flags=re.DOTALL)
+    opened = sum(map(bare.count, (b"{", b"["))) - sum(map(bare.count, (b"}", b"]")))
+    return not content.strip() or b'"' in bare or opened > 0

@@ -1,0 +1,60 @@
+"""Results to figures to one self-contained HTML page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from batchfree._errors import ConfigError
+from batchfree.experiments.results import Results
+
+__all__ = ["write_report"]
+
+_LIBRARIES = ("plotly", "jinja2", "markupsafe", "matplotlib")
+
+
+def write_report(
+    results: Results | Sequence[Results],
+    output: str | os.PathLike[str],
+    *,
+    figures: bool = True,
+) -> Path:
+    """Write results as one HTML page that needs nothing but itself, and figures beside it.
+
+    Args:
+        results: what `batchfree.experiments.results.read_results` gives; several stand one under
+            the other. Incomplete results are drawn as far as they go, and the page says what is
+            missing.
+        output: the page, such as `report.html`; folders above it are made.
+        figures: also write `report-summary` and `report-curves`, each as `.png` and `.svg`, where
+            there are rows to draw (`report-2-summary` and so on for the second results).
+
+    Returns:
+        The page's path.
+
+    Raises:
+        ConfigError: a library of the `report` extra is not installed, or `results` is empty.
+        OSError: a file cannot be written; the message names it and what to do.
+
+    Example:
+        >>> import tempfile
+        >>> results = Results("batch-size", "isolated", "quick", (32, 2), (), "batchfree demo",
+        ...                   "2026-01-31T12:00:00+00:00")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     page = write_report(results, f"{folder}/report.html")
+        ...     "No run has finished yet" in page.read_text()
+        True
+    """
+    several = [results] if isinstance(results, Results) else list(results)
+    try:
+        from batchfree.report.page import write
+
+        return write(several, output, figures)
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library not in _LIBRARIES:
+            raise
+        raise ConfigError(
+            f'the report needs {library}, which is not installed: pip install "batchfree[report]"'
+        ) from None

@@ -1,0 +1,138 @@
+"""Results to one self-contained HTML page, and static figures beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from batchfree._errors import ConfigError
+from batchfree.experiments.paper import IMAGENET_RESNET50
+from batchfree.experiments.results import Results, write_whole
+from batchfree.report import provenance, tables, words
+from batchfree.report.charts import Chart, charts
+from batchfree.report.figures_plotly import plotly_figures
+from batchfree.report.styles import Style, translucent
+
+_STATIC = ("summary", "curves")
+
+
+def write(results: Sequence[Results], output: str | os.PathLike[str], figures: bool) -> Path:
+    """`batchfree.report.write_report`, with its libraries loaded."""
+    if not results:
+        raise ConfigError("a report needs at least one Results, got an empty list; read one first")
+    path = Path(output)
+    drawn = [charts(item) for item in results]
+    stems = [path.stem if rank == 0 else f"{path.stem}-{rank + 1}" for rank in range(len(drawn))]
+    pictures: dict[Path, bytes] = {}
+    if figures:
+        from batchfree.report.figures_static import static_figure
+
+        for stem, found in zip(stems, drawn, strict=True):
+            for chart in found:
+                if chart.key in _STATIC:
+                    for suffix, content in static_figure(chart).items():
+                        pictures[path.with_name(f"{stem}-{chart.key}{suffix}")] = content
+    write_whole(path, render(results, drawn).encode("utf-8", "replace"))
+    for place, content in pictures.items():
+        write_whole(place, content)
+    return path
+
+
+def render(results: Sequence[Results], drawn: Sequence[Sequence[Chart]]) -> str:
+    """The page's HTML."""
+    environment = Environment(
+        loader=PackageLoader("batchfree.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pairs = zip(results, drawn, strict=True)
+    sections = [_section(item, found, rank) for rank, (item, found) in enumerate(pairs)]
+    plots = {
+        plot["id"]: {**plot["figure"], "group": chart["id"]}
+        for section in sections
+        for chart in section["charts"]
+        for plot in chart["plots"]
+    }
+    styles = {
+        style.key: style for found in drawn for chart in found for style in chart.legend.values()
+    }
+    source = environment.loader.get_source  # type: ignore[union-attr]
+    return environment.get_template("page.html.j2").render(
+        title=words.headline(results[0]),
+        sections=sections,
+        plots=plots,
+        light=_variables(styles.values(), dark=False),
+        dark=_variables(styles.values(), dark=True),
+        # Ours or Plotly's, never a results file's: the only text that is not escaped.
+        css=Markup(source(environment, "page.css")[0]),  # noqa: S704
+        js=Markup(source(environment, "page.js")[0]),  # noqa: S704
+        plotly=Markup(get_plotlyjs()) if plots else "",  # noqa: S704
+        paper=IMAGENET_RESNET50,
+        paper_table=tables.paper_table(IMAGENET_RESNET50),
+    )
+
+
+def _section(results: Results, found: Sequence[Chart], rank: int) -> dict[str, Any]:
+    return {
+        "id": f"experiment-{rank + 1}",
+        "results": results,
+        "headline": words.headline(results),
+        "lead": words.lead(results),
+        "missing": words.missing(results),
+        "cautions": words.cautions(results),
+        "charts": [_chart(results, chart, f"e{rank + 1}-{chart.key}") for chart in found],
+        "table": tables.our_table(results),
+        "runs": tables.runs_table(results),
+        "facts": provenance.facts(results, results.rows),
+        "settings": provenance.settings(results.rows),
+    }
+
+
+def _chart(results: Results, chart: Chart, name: str) -> dict[str, Any]:
+    plots = [
+        {
+            "id": f"{name}-{index}",
+            "title": panel.title,
+            "label": _spoken(chart, index),
+            "figure": figure,
+        }
+        for index, (panel, figure) in enumerate(
+            zip(chart.panels, plotly_figures(chart), strict=True)
+        )
+    ]
+    return {
+        "id": name,
+        "chart": chart,
+        "plots": plots,
+        "table": tables.chart_table(chart),
+        "brief": provenance.brief(chart.rows),
+        "facts": provenance.facts(results, chart.rows),
+    }
+
+
+def _spoken(chart: Chart, index: int) -> str:
+    """A plot in words, for a screen reader."""
+    panel = chart.panels[index]
+    ends = "; ".join(
+        f"{line.label}: {line.y[0]:.1f} at {line.x[0]} to {line.y[-1]:.1f} at {line.x[-1]}"
+        for line in panel.lines
+    )
+    where = f", {panel.title}" if panel.title else ""
+    return f"{chart.title}{where}. {chart.y_label} by {chart.x_label}. {ends}."
+
+
+def _variables(styles: Iterable[Style], dark: bool) -> dict[str, str]:
+    found = {}
+    for style in styles:
+        color = style.dark if dark else style.light
+        found[f"--line-{style.key}"] = color
+        found[f"--band-{style.key}"] = translucent(color, 0.16 if dark else 0.13)
+    return found
