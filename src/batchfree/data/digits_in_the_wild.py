@@ -111,13 +111,9 @@ class DigitsInTheWild(Dataset[tuple[Tensor, int]]):
             which = torch.from_numpy((at % np.uint64(len(self._labels))).astype(np.int64))
         else:
             which = (u[:, 0] * len(self._labels)).long()
-        ink = F.grid_sample(
-            self._digits[which],
-            F.affine_grid(
-                _warp(u[:, 1:6]), [len(at), 1, self.size, self.size], align_corners=False
-            ),
-            align_corners=False,
-        )
+        shape = [len(at), 1, self.size, self.size]
+        grid = F.affine_grid(_warp(u[:, 1:6]), shape, align_corners=False)
+        ink = F.grid_sample(self._digits[which], grid, align_corners=False)
         if self._backgrounds is None:
             images = ink.expand(-1, 3, -1, -1)
         else:
@@ -173,7 +169,7 @@ def _split_digits(split: Split) -> tuple[Tensor, Tensor]:
 
 @cache
 def _crops(size: int, difficulty: str) -> Tensor:
-    """A pool of photo crops (P, 3, size, size), uint8, cut once: sampling photos costs 10x a step."""
+    """A pool of photo crops (P, 3, size, size), uint8, cut once: cutting anew costs 10 steps."""
     from sklearn.datasets import load_sample_images
 
     photos = [torch.from_numpy(p.copy()).permute(2, 0, 1) for p in load_sample_images().images]

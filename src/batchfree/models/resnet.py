@@ -106,7 +106,8 @@ class SmallResNet(nn.Module):
         num_classes: outputs.
         width: channels of the stem and the first stage.
         blocks_per_stage: basic blocks in each stage.
-        stages: stages; each after the first halves the resolution and doubles the channels.
+        stages: stages; each after the first halves the resolution and doubles the channels. Four,
+            as in larger ResNets, end in 2x2 maps of 16-pixel images; three are CIFAR's.
         in_channels: channels of the images.
         zero_init_residual: gamma 0 in the last norm of each block, so that it starts as identity.
         weight_standardization: standardise the weights of all convolutions.
@@ -128,7 +129,7 @@ class SmallResNet(nn.Module):
         num_classes: int = 10,
         width: int = 32,
         blocks_per_stage: int = 1,
-        stages: int = 3,
+        stages: int = 4,
         in_channels: int = 3,
         zero_init_residual: bool = True,
         weight_standardization: bool = False,

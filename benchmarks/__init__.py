@@ -1,0 +1,1 @@
+"""Timings of the layers against their peers, measured in the same run."""

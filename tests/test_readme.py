@@ -1,0 +1,70 @@
+"""The README's code blocks run, its files exist, its numbers are those of the committed rows."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from batchfree.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+PYTHON = [code for language, code in BLOCKS if language == "python"]
+SHELL = [
+    line.split("  #")[0].strip()
+    for language, code in BLOCKS
+    if language == "bash"
+    for line in code.splitlines()
+    if line.strip()
+]
+
+
+def test_every_block_has_a_language_that_is_run_here():
+    assert {language for language, _ in BLOCKS} == {"python", "bash"}
+    assert README.count("```") == 2 * len(BLOCKS)
+    assert PYTHON
+    assert SHELL
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.splitlines()[0][:40])
+def test_python_block(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("line", [s for s in SHELL if s.startswith("make ")])
+def test_make_target(line):
+    done = subprocess.run(
+        [*shlex.split(line), "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# Minutes of training: the sweep's own tests and CI's smoke run stand for these.
+LONG = ("batchfree demo", "batchfree reproduce")
+
+
+@pytest.mark.parametrize("line", [s for s in SHELL if s.startswith("batchfree ")])
+def test_batchfree_command(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT if "results/" in line else tmp_path)
+    words = shlex.split(line)[1:]
+    if line.startswith(LONG):
+        words = [words[0], "--help"]
+    elif words[0] == "report":
+        words = [*words, "-o", str(tmp_path / "report.html")]
+    elif "imagenet" in line:
+        words = [*words, "--print_config"]
+    assert main(words) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", [s for s in SHELL if not s.startswith(("make ", "batchfree "))])
+def test_other_shell_lines_are_the_expected_ones(line):
+    assert line.startswith(("pip install", "git clone", "cd "))
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\((?!https?:)([^)#]+)\)", README))
+def test_links_lead_somewhere(target):
+    assert (ROOT / target).exists()
