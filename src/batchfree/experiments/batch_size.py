@@ -46,14 +46,14 @@ class Preset:
     norms: tuple[str, ...] = NORMS
     sizes: tuple[int, ...] = SIZES
     seeds: int = 3
-    steps: int = 3500
+    steps: int = 3000
     val_samples: int = 2985
     evaluations: int = 25
 
 
 PRESETS = {
-    "quick": Preset(("bn", "gn"), (32, 2), 1, 350, 597, 10),
-    "demo": Preset(("bn", "gn", "gn+ws"), SIZES, 1, 1400, 1194, 25),
+    "quick": Preset(("bn", "gn"), (32, 2), 1, 300, 597, 10),
+    "demo": Preset(("bn", "gn", "gn+ws"), SIZES, 1, 1200, 1194, 25),
     "hour": Preset(),
 }
 
