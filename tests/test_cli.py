@@ -13,7 +13,8 @@ import yaml
 from safetensors.torch import load_file
 
 from batchfree import DataError, ResultsError
-from batchfree.cli import COMMANDS, Command, main, one_line
+from batchfree.cli import COMMANDS, Command, main
+from batchfree.cli.parsing import one_line
 from batchfree.recipes import get_recipe
 from batchfree.train import Config
 

@@ -18,6 +18,10 @@ class ResultsError(ValueError):
     """A results file that cannot be read: damaged, cut short or of another schema."""
 
 
+class SweepError(RuntimeError):
+    """Some runs of a sweep failed; every other run has finished and is kept."""
+
+
 class BackendError(RuntimeError):
     """An explicitly chosen backend cannot serve a call."""
 

@@ -114,3 +114,23 @@ def test_presets_hold_the_papers_sizes():
     assert SIZES == (32, 16, 8, 4, 2)
     assert PRESETS["demo"].sizes == SIZES
     assert PRESETS["hour"].seeds >= 3
+
+
+def test_fields_hold_for_every_training():
+    for run in plan(make_preset("hour"), fields={"optimizer.base_lr": 0.5, "model.width": 8}):
+        assert run.config.optimizer.base_lr == 0.5
+        assert run.config.model.width == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("optimizer.base_rl", 1.0, "did you mean 'optimizer.base_lr'"),
+        ("optimizer.base_lr", "fast", "optimizer.base_lr must be a number, got 'fast'"),
+        ("model.norm", "bn", "set by the experiment itself"),
+        ("trainer.max_steps", 5, "set by the experiment itself"),
+    ],
+)
+def test_a_wrong_field_is_refused(name, value, words):
+    with pytest.raises(ConfigError, match=words):
+        plan(make_preset("quick"), fields={name: value})

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from batchfree._errors import SweepError
 from batchfree.experiments import sweep
 from batchfree.experiments.batch_size import make_preset, plan, results_of
 from batchfree.experiments.results import read_results, write_row
-from batchfree.experiments.sweep import Run, SweepError, default_workers, run_sweep
+from batchfree.experiments.sweep import Run, default_workers, run_sweep
 
 PRESET = make_preset("quick", steps=2)
 

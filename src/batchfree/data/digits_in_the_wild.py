@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -141,9 +141,8 @@ def _uniform(index: NDArray[np.uint64], draws: int, stream: int) -> NDArray[np.f
     SplitMix64 (Steele et al., "Fast Splittable Pseudorandom Number Generators", 2014): a counter
     instead of a state, so a sample's numbers do not depend on what was drawn before.
     """
-    z = (index[:, None] * np.uint64(draws) + np.arange(draws, dtype=np.uint64)) * np.uint64(
-        0x9E3779B97F4A7C15
-    )
+    z: NDArray[Any] = index[:, None] * np.uint64(draws) + np.arange(draws, dtype=np.uint64)
+    z = z * np.uint64(0x9E3779B97F4A7C15)
     z = z + np.uint64((stream + 1) * 0xD1342543DE82EF95 % 2**64)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -10,24 +10,43 @@ images seen in all; every norm is run at every size.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from typing import Literal
+from typing import Any, Literal
 
 from batchfree._checks import suggest
 from batchfree._errors import ConfigError
 from batchfree.experiments.results import Results, Row
 from batchfree.experiments.sweep import Run
 from batchfree.recipes import digits_small
-from batchfree.train.config import Config
+from batchfree.train.config import Config, NormKind, field_types, unknown_field
+from batchfree.train.validate import check_type
 
 ProtocolName = Literal["isolated", "paper"]
 
-NORMS = ("bn", "gn", "ln", "in", "gn+ws")
+KINDS: dict[str, tuple[NormKind, bool]] = {
+    "bn": ("bn", False),
+    "gn": ("gn", False),
+    "ln": ("ln", False),
+    "in": ("in", False),
+    "gn+ws": ("gn", True),
+}
+"""Each norm's name in a report: the kind of layer, and whether convolutions are standardised."""
+NORMS = tuple(KINDS)
 SIZES = (32, 16, 8, 4, 2)
 WORKERS = 8
 """Simulated workers of the paper's protocol."""
+
+_SET_HERE = {
+    "name",
+    "seed",
+    "batch_size",
+    "data.val_samples",
+    "model.norm",
+    "model.normalization_batch",
+    "model.weight_standardization",
+}
 
 
 @dataclass(frozen=True)
@@ -100,14 +119,27 @@ def make_preset(
     )
 
 
-def plan(preset: Preset, protocol: ProtocolName = "isolated") -> list[Run]:
+def plan(
+    preset: Preset,
+    protocol: ProtocolName = "isolated",
+    fields: Mapping[str, Any] | None = None,
+) -> list[Run]:
     """The trainings of the experiment, seed by seed, the longest first within a seed.
 
+    Args:
+        preset: the scale.
+        protocol: what a size changes.
+        fields: other values of config fields, such as `{"optimizer.base_lr": 0.1}`, for every
+            training alike.
+
     Raises:
-        ConfigError: under `isolated`, a normalisation batch above the SGD batch.
+        ConfigError: under `isolated`, a normalisation batch above the SGD batch; a field that
+            there is not, or that the experiment itself sets, or a value of another type.
     """
+    for name, value in (fields or {}).items():
+        _check_field(name, value)
     runs = [
-        Run(norm, size, _config(preset, protocol, norm, size, seed))
+        Run(norm, size, _config(preset, protocol, norm, size, seed, fields or {}))
         for norm in preset.norms
         for size in _sizes_to_run(preset, protocol, norm)
         for seed in range(preset.seeds)
@@ -123,11 +155,28 @@ def _sizes_to_run(preset: Preset, protocol: str, norm: str) -> tuple[int | None,
     return preset.sizes if protocol == "paper" or norm == "bn" else (None,)
 
 
-def _config(preset: Preset, protocol: str, norm: str, size: int | None, seed: int) -> Config:
-    kind, _, extra = norm.partition("+")
-    config = digits_small(
-        kind, size if kind == "bn" else None, weight_standardization=extra == "ws"
-    )
+def _check_field(name: str, value: Any) -> None:
+    types = field_types()
+    if name not in types:
+        raise unknown_field(name)
+    if name in _SET_HERE or name.startswith("trainer."):
+        raise ConfigError(f"{name} is set by the experiment itself; see its own options")
+    check_type(name, value, types[name])
+
+
+def _config(
+    preset: Preset,
+    protocol: str,
+    norm: str,
+    size: int | None,
+    seed: int,
+    fields: Mapping[str, Any],
+) -> Config:
+    kind, standardised = KINDS[norm]
+    config = digits_small(kind, size if kind == "bn" else None, weight_standardization=standardised)
+    for name, value in fields.items():
+        section, _, field = name.partition(".")
+        config = config.replace(**{section: {field: value}})
     batch_size, steps = config.batch_size, preset.steps
     if protocol == "paper":
         assert size is not None

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from batchfree._errors import ResultsError
+from batchfree._errors import ConfigError, ResultsError, SweepError
 from batchfree.experiments.machine import commit, machine, usable_cores, versions
 from batchfree.experiments.results import (
     CurvePoint,
@@ -76,10 +76,6 @@ class Watcher(Protocol):
         """Something that the user should know, while the sweep goes on."""
 
 
-class SweepError(RuntimeError):
-    """Some runs of a sweep failed; every other run has finished and is kept."""
-
-
 class SweepInterrupted(KeyboardInterrupt):
     """Ctrl-C ended a sweep; every finished run is kept."""
 
@@ -109,11 +105,14 @@ def run_sweep(
         workers: processes, of one thread each; by default as many as the machine bears.
 
     Raises:
+        ConfigError: workers below 1.
         SweepError: runs failed, or a process was killed; the others are kept.
         SweepInterrupted: Ctrl-C; finished runs are kept.
         OSError: the folder cannot be written; finished runs that it does not take are written to a
             temporary folder, which the message names.
     """
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers must be at least 1, got {workers}")
     rows = _kept_rows(runs, folder, watcher)
     write_results(folder / "results.json", make_results(_in_order(runs, rows)))
     missing = [run for run in runs if run.name not in rows]

@@ -174,7 +174,7 @@ class SmallResNet(nn.Module):
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
-_RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], list[int], dict[str, int]]] = {
+_RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], list[int], dict[str, Any]]] = {
     "resnet18": (BasicBlock, [2, 2, 2, 2], {}),
     "resnet34": (BasicBlock, [3, 4, 6, 3], {}),
     "resnet50": (Bottleneck, [3, 4, 6, 3], {}),
@@ -220,7 +220,7 @@ def build_model(
         raise ValueError(
             f"unknown model {name!r}{suggest(name, MODELS)}; known: {', '.join(MODELS)}"
         )
-    common = {
+    common: dict[str, Any] = {
         "num_classes": num_classes,
         "zero_init_residual": zero_init_residual,
         "weight_standardization": weight_standardization,
@@ -230,4 +230,4 @@ def build_model(
     if name == "resnet_small":
         return SmallResNet(norm, **common)
     block, layers, fixed = _RESNETS[name]
-    return ResNet(block, layers, norm, **fixed, **common)
+    return ResNet(block, layers, norm, **common, **fixed)

@@ -75,10 +75,11 @@ class _ChunkedBatchNorm(_BatchNorm):
             F.batch_norm(chunk, mean, variance, self.weight, self.bias, True, factor, self.eps)
             for chunk, (mean, variance) in zip(chunks, running, strict=True)
         ]
-        if self.running_statistics == "average" and self.running_mean is not None:
+        mean, variance = self.running_mean, self.running_var
+        if self.running_statistics == "average" and mean is not None and variance is not None:
             means, variances = zip(*running, strict=True)
-            self.running_mean.copy_(torch.stack(means).mean(0))
-            self.running_var.copy_(torch.stack(variances).mean(0))
+            mean.copy_(torch.stack(means).mean(0))
+            variance.copy_(torch.stack(variances).mean(0))
         return torch.cat(outputs)
 
     def _update_factor(self) -> float:

@@ -30,7 +30,7 @@ _LAYERS: dict[str, type[nn.Module]] = {
 _EXTRA_OPTIONS = {"gn": {"groups"}, "bn": {"dim"}}
 
 
-class NormLayer(functools.partial):  # type: ignore[type-arg]
+class NormLayer(functools.partial[nn.Module]):
     """A callable that builds the norm layer of a number of channels; made by `norm_layer`.
 
     It pickles, copies and compares by what it builds. It is a `functools.partial` of `build_norm`

@@ -72,5 +72,5 @@ def standardize_weights(module: nn.Module) -> nn.Module:
         if type(conv) is nn.Conv2d and conv.weight[0].numel() > 1:
             # The two classes hold the same state; a new module would lose hooks and sharing.
             conv.__class__ = WeightStandardizedConv2d
-            conv.weight_eps = _WEIGHT_EPS
+            vars(conv)["weight_eps"] = _WEIGHT_EPS
     return module

@@ -1,17 +1,23 @@
 """Training of image classifiers with any norm. Needs `batchfree[train]`."""
 
-from batchfree.train.callbacks import CurvePoint
-from batchfree.train.config import (
-    Config,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    TrainerConfig,
-)
-from batchfree.train.output import OutputError
-from batchfree.train.run import FitResult, TrainingInterrupted, fit
-from batchfree.train.validate import validate
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from batchfree.train.callbacks import CurvePoint
+    from batchfree.train.config import (
+        Config,
+        DataConfig,
+        ModelConfig,
+        OptimizerConfig,
+        ScheduleConfig,
+        TrainerConfig,
+    )
+    from batchfree.train.output import OutputError
+    from batchfree.train.run import FitResult, TrainingInterrupted, fit
+    from batchfree.train.validate import validate
 
 __all__ = [
     "Config",
@@ -27,3 +33,21 @@ __all__ = [
     "fit",
     "validate",
 ]
+
+# Loaded when they are asked for: configs are needed where Lightning, ten seconds on a slow machine,
+# is not.
+_HOME = {
+    "CurvePoint": "callbacks",
+    "OutputError": "output",
+    "FitResult": "run",
+    "TrainingInterrupted": "run",
+    "fit": "run",
+    "validate": "validate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = importlib.import_module(f"{__name__}.{_HOME.get(name, 'config')}")
+    return getattr(home, name)

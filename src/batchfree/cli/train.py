@@ -1,4 +1,4 @@
-"""The command line: parsing only. Each command imports what it needs when it runs."""
+"""`batchfree train`: one training from a recipe."""
 
 from __future__ import annotations
 
@@ -6,133 +6,30 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchfree import __version__
-from batchfree._checks import suggest
-from batchfree._errors import BackendError, ConfigError, DataError, ResultsError
+from batchfree._errors import ConfigError
+from batchfree.cli.parsing import INTERRUPTED, one_line, parse_known
 
 if TYPE_CHECKING:
     from batchfree.train import Config
 
-USAGE, RUNTIME, INTERRUPTED = 2, 1, 130
-
-
-@dataclass(frozen=True)
-class Command:
-    """A sub-command.
-
-    Attributes:
-        help: what it does, in a line.
-        run: takes the arguments after its name, returns the exit code; may raise what `main` words.
-    """
-
-    help: str
-    run: Callable[[list[str]], int]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `batchfree COMMAND ...`.
-
-    Args:
-        argv: the arguments; those of the process by default.
-
-    Returns:
-        The exit code: 0, 1 for a failure at run time, 2 for a wrong command line or config, 130
-        after Ctrl-C. An expected error is one line on stderr.
-
-    Example:
-        >>> from batchfree.cli import main
-        >>> main(["--version"])
-        batchfree 0.1.0
-        0
-    """
-    args = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return _dispatch(args)
-    except ConfigError as e:
-        return _fail(e, USAGE)
-    except (DataError, ResultsError, BackendError, OSError) as e:
-        return _fail(e, RUNTIME)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return INTERRUPTED
-    except SystemExit as e:  # argparse's own: --help, --print_config
-        return e.code if isinstance(e.code, int) else (0 if e.code is None else RUNTIME)
-
-
-def _dispatch(args: list[str]) -> int:
-    if not args or args[0] in ("-h", "--help"):
-        print(_usage())
-        return 0 if args else USAGE
-    if args[0] in ("-V", "--version"):
-        print(f"batchfree {__version__}")
-        return 0
-    if args[0] not in COMMANDS:
-        hint = suggest(args[0], COMMANDS) or f"; commands: {', '.join(COMMANDS)}"
-        raise ConfigError(f"there is no command {args[0]!r}{hint}")
-    return COMMANDS[args[0]].run(args[1:])
-
-
-def _usage() -> str:
-    width = max(map(len, COMMANDS)) + 2
-    lines = [f"  {name:<{width}}{command.help}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: batchfree COMMAND ...",
-            "",
-            "Normalisation that does not depend on the batch.",
-            "",
-            *lines,
-            "",
-            "batchfree COMMAND --help says more; batchfree --version names the version.",
-        ]
-    )
-
-
-def _fail(error: BaseException, code: int) -> int:
-    print(f"batchfree: error: {one_line(error)}", file=sys.stderr)
-    return code
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message as one line; of a loading process's traceback, its last line."""
-    text = str(error) or type(error).__name__
-    if "Original Traceback" in text:
-        text = text.strip().splitlines()[-1].partition(": ")[2]
-    return " ".join(text.split())
-
-
-def _parse(parser: argparse.ArgumentParser, args: list[str]) -> tuple[Any, list[str]]:
-    """Known arguments and the rest; argparse's error as a ConfigError."""
-    parser.exit_on_error = False
-    try:
-        return parser.parse_known_args(args)
-    except argparse.ArgumentError as e:
-        raise ConfigError(str(e)) from None
-
-
-# --- train ------------------------------------------------------------------------------------
-
-
-_TRAIN_USAGE = (
+_USAGE = (
     "batchfree train NAME [--config FILE] [--FIELD VALUE ...] [--output DIR] [--resume CKPT] "
     "[--quiet] [--print_config] [--list]"
 )
 
 
-def _train(args: list[str]) -> int:
-    """`batchfree train`: see `_TRAIN_USAGE`."""
+def train(args: list[str]) -> int:
+    """`batchfree train`: one training from a recipe."""
     name = args[0] if args and not args[0].startswith("-") else None
     own = argparse.ArgumentParser(prog="batchfree train", add_help=False, allow_abbrev=False)
     own.add_argument("--list", action="store_true")
     own.add_argument("--output", type=Path)
     own.add_argument("--resume", type=Path)
     own.add_argument("--quiet", action="store_true")
-    options, fields = _parse(own, args[name is not None :])
+    options, fields = parse_known(own, args[name is not None :])
     if options.list:
         return _list_recipes()
     if name is None and not any(f.split("=")[0] in ("--config", "-h", "--help") for f in fields):
@@ -176,7 +73,7 @@ def _parse_config(name: str | None, fields: list[str]) -> Config:
 
     recipe = Config() if name is None else get_recipe(name)
     parser = jsonargparse.ArgumentParser(
-        usage=_TRAIN_USAGE,
+        usage=_USAGE,
         epilog="NAME is a recipe (--list shows them). --output is the run's folder, runs/NAME by "
         "default; --resume continues from a checkpoint or a run's folder; --quiet shows no bar.",
         exit_on_error=False,
@@ -256,28 +153,3 @@ def _how_to_resume(args: list[str], output: Path, checkpoint: Path | None) -> st
         kept += ["--output", str(output)]
     command = shlex.join(["batchfree", "train", *kept, "--resume", str(checkpoint)])
     return f"training was interrupted; to resume it:\n  {command}"
-
-
-def _lazily(name: str) -> Callable[[list[str]], int]:
-    """A command of `batchfree.cli_commands.reproduce`, imported when it runs."""
-
-    def run(args: list[str]) -> int:
-        from batchfree.cli_commands import reproduce
-
-        command: Callable[[list[str]], int] = getattr(reproduce, name)
-        return command(args)
-
-    return run
-
-
-COMMANDS: dict[str, Command] = {
-    "demo": Command(
-        "the small-batch experiment on embedded data, ends in a report", _lazily("demo")
-    ),
-    "train": Command("train an image classifier from a recipe", _train),
-    "reproduce": Command("run an experiment of the talk and report it", _lazily("reproduce")),
-    "report": Command("write results as one HTML page", _lazily("report")),
-}
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import webbrowser
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from batchfree.cli_commands.parsing import check_experiment, parse
+from batchfree.cli.parsing import check_experiment, parse, parse_fields
 
 if TYPE_CHECKING:
-    from batchfree.experiments.batch_size import Preset
+    from batchfree.experiments.batch_size import Preset, ProtocolName
 
 _PROTOCOLS = ("isolated", "paper")
 
@@ -37,7 +37,9 @@ def reproduce(args: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="batchfree reproduce",
         description="Runs an experiment of the Group Normalization talk on embedded data and "
-        "writes its rows and a report. Started again, it continues where it stopped.",
+        "writes its rows and a report. Started again, it continues where it stopped. Any field of "
+        "a training's config (batchfree train --help) may be given, as in --optimizer.base_lr 0.1; "
+        "it holds for every norm.",
     )
     parser.add_argument("experiment", help="batch-size")
     parser.add_argument(
@@ -53,7 +55,7 @@ def reproduce(args: list[str]) -> int:
     parser.add_argument("--seeds", type=int, metavar="N", help="number of seeds")
     parser.add_argument("--steps", type=int, metavar="N", help="optimizer steps at a batch of 32")
     _add_output(parser)
-    options = parse(parser, args)
+    options, fields = parse_fields(parser, args)
     check_experiment(options.experiment)
     from batchfree.experiments.batch_size import make_preset
 
@@ -66,7 +68,9 @@ def reproduce(args: list[str]) -> int:
     )
     default = Path("runs") / f"batch-size-{options.protocol}-{options.preset}"
     output = options.output or default
-    return _run("reproduce", args, preset, options.preset, options.protocol, output, options)
+    return _run(
+        "reproduce", args, preset, options.preset, options.protocol, output, options, fields
+    )
 
 
 def report(args: list[str]) -> int:
@@ -98,18 +102,19 @@ def _run(
     args: list[str],
     preset: Preset,
     preset_name: str,
-    protocol: str,
+    protocol: ProtocolName,
     output: Path,
     options: argparse.Namespace,
+    fields: dict[str, Any] | None = None,
 ) -> int:
-    from batchfree.cli_commands.progress import SweepProgress
+    from batchfree.cli.progress import SweepProgress
     from batchfree.experiments.batch_size import command_line, plan, results_of
     from batchfree.experiments.sweep import run_sweep
     from batchfree.report import write_report
 
     line = command_line([command, *args])
-    runs = plan(preset, protocol)
-    with SweepProgress(f"{command_line([command, *args])}", output) as progress:
+    runs = plan(preset, protocol, fields)
+    with SweepProgress(line, output) as progress:
         results = run_sweep(
             runs,
             output,
