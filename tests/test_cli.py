@@ -212,3 +212,20 @@ def test_ctrl_c_leaves_a_checkpoint_that_finishes_the_run_to_the_bit(capsys, tmp
     resumed, straight = (load_file(p / "model.safetensors") for p in (tmp_path / "cut", whole))
     assert all(torch.equal(resumed[k], v) for k, v in straight.items())
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named(capsys, monkeypatch):
+    def needs(library):
+        def command(args):
+            raise ModuleNotFoundError(f"No module named {library!r}", name=library)
+
+        return Command("", command)
+
+    monkeypatch.setitem(COMMANDS, "demo", needs("lightning.pytorch"))
+    code, _, err = run(capsys, "demo")
+    assert code == 1
+    assert "lightning is not installed" in err
+    assert 'pip install "batchfree[train]"' in err
+    monkeypatch.setitem(COMMANDS, "demo", needs("batchfree.nothing"))
+    with pytest.raises(ModuleNotFoundError):
+        main(["demo"])

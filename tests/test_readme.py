@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from batchfree.cli import main
+from batchfree.experiments.results import read_results
+from batchfree.report.series import cell, norms
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -68,3 +70,32 @@ def test_other_shell_lines_are_the_expected_ones(line):
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!https?:)([^)#]+)\)", README))
 def test_links_lead_somewhere(target):
     assert (ROOT / target).exists()
+
+
+def results_table(path):
+    """The README's table of a results file: mean validation error, lowest to highest seed."""
+    results = read_results(path)
+    lines = [f"| norm | {' | '.join(map(str, results.sizes))} |"]
+    lines.append("|---|" + "---|" * len(results.sizes))
+    for norm in norms(results):
+        found = [cell(results, norm, size) for size in results.sizes]
+        if found[0].shared:
+            found = found[:1]
+        texts = [f"{c.mean:.2f} ({c.low:.2f} to {c.high:.2f})" for c in found]
+        if len(found) == 1:
+            texts += ["same run"] * (len(results.sizes) - 1)
+        lines.append(f"| {norm.upper()} | {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("name", ["batch-size"])
+def test_the_table_of_results_is_that_of_the_committed_rows(name):
+    table = results_table(ROOT / "results" / name / "results.json")
+    assert table in README, f"the README should show\n{table}"
+
+
+def test_the_committed_rows_are_of_a_clean_commit_with_three_seeds():
+    results = read_results(ROOT / "results" / "batch-size" / "results.json")
+    assert all(row.commit and not row.commit.endswith("+dirty") for row in results.rows)
+    for norm in norms(results):
+        assert len(cell(results, norm, results.sizes[0]).seeds) >= 3

@@ -14,6 +14,18 @@ from batchfree.cli.parsing import INTERRUPTED, one_line
 
 USAGE, RUNTIME = 2, 1
 
+EXTRA_OF = {
+    **dict.fromkeys(
+        (
+            *("torchvision", "lightning", "torchmetrics", "jsonargparse", "rich", "tensorboard"),
+            *("sklearn", "safetensors", "numpy", "yaml"),
+        ),
+        "train",
+    ),
+    **dict.fromkeys(("plotly", "jinja2", "matplotlib"), "report"),
+}
+"""Which extra brings a library that a command may miss."""
+
 
 @dataclass(frozen=True)
 class Command:
@@ -51,6 +63,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(e, USAGE)
     except (DataError, ResultsError, BackendError, SweepError, OSError) as e:
         return _fail(e, RUNTIME)
+    except ModuleNotFoundError as e:
+        library = (e.name or "").partition(".")[0]
+        if library not in EXTRA_OF:
+            raise
+        return _fail(
+            ConfigError(
+                f"{library} is not installed, which this command needs: "
+                f'pip install "batchfree[{EXTRA_OF[library]}]"'
+            ),
+            RUNTIME,
+        )
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
