@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from batchfree._errors import SweepError
-from batchfree.experiments import sweep
+from batchfree.experiments import pool, sweep
 from batchfree.experiments.batch_size import make_preset, plan, results_of
+from batchfree.experiments.pool import Run, default_workers
 from batchfree.experiments.results import read_results, write_row
-from batchfree.experiments.sweep import Run, default_workers, run_sweep
+from batchfree.experiments.sweep import run_sweep
 
 PRESET = make_preset("quick", steps=2)
 
@@ -137,7 +138,7 @@ def test_a_failing_run_is_named_and_the_others_are_kept(tmp_path):
 def test_a_full_disk_loses_no_finished_run(finished, tmp_path, monkeypatch):
     _, results, _ = finished
     pairs = list(zip(RUNS, results.rows, strict=True))
-    monkeypatch.setattr(sweep, "_train_all", lambda *a: iter(pairs))
+    monkeypatch.setattr(sweep, "train_all", lambda *a: iter(pairs))
     monkeypatch.setattr(sweep.tempfile, "mkdtemp", lambda prefix: str(tmp_path / "refuge"))
 
     def full(path, row):
@@ -160,7 +161,7 @@ def test_a_folder_that_cannot_be_written_fails_before_any_training(tmp_path):
 def test_a_short_spell_of_full_disk_is_survived(finished, tmp_path, monkeypatch):
     _, results, _ = finished
     pairs = list(zip(RUNS, results.rows, strict=True))
-    monkeypatch.setattr(sweep, "_train_all", lambda *a: iter(pairs))
+    monkeypatch.setattr(sweep, "train_all", lambda *a: iter(pairs))
     calls = []
 
     def once(path, row):
@@ -177,12 +178,12 @@ def test_a_short_spell_of_full_disk_is_survived(finished, tmp_path, monkeypatch)
 
 
 def test_workers_fit_the_machine(monkeypatch):
-    monkeypatch.setattr(sweep, "usable_cores", lambda: 8)
-    monkeypatch.setattr(sweep, "_available_memory", lambda: 4e9)
+    monkeypatch.setattr(pool, "usable_cores", lambda: 8)
+    monkeypatch.setattr(pool, "_available_memory", lambda: 4e9)
     assert default_workers(100) == 2
-    monkeypatch.setattr(sweep, "_available_memory", lambda: 1e8)
+    monkeypatch.setattr(pool, "_available_memory", lambda: 1e8)
     assert default_workers(100) == 1
-    monkeypatch.setattr(sweep, "_available_memory", lambda: 1e12)
+    monkeypatch.setattr(pool, "_available_memory", lambda: 1e12)
     assert default_workers(100) == 8
     assert default_workers(3) == 3
 

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from batchfree._checks import suggest
 from batchfree._errors import ConfigError
+from batchfree.experiments.pool import Run
 from batchfree.experiments.results import Results, Row
-from batchfree.experiments.sweep import Run
 from batchfree.recipes import digits_small
 from batchfree.train.config import Config, NormKind, field_types, unknown_field
 from batchfree.train.validate import check_type
