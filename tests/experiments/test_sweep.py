@@ -154,7 +154,7 @@ def test_a_full_disk_loses_no_finished_run(finished, tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_written_fails_before_any_training(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"file/out.*choose another"):
+    with pytest.raises(OSError, match=r"choose another file or folder.*file/out"):
         go(tmp_path / "file" / "out")
 
 
