@@ -14,7 +14,7 @@ import batchfree
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "batchfree"
 ORDER = [
-    {"_errors", "_checks"},
+    {"_errors", "_checks", "_files"},
     {"ops"},
     {"nn"},
     {"models"},

@@ -1,7 +1,5 @@
 import errno
-import json
 import os
-from pathlib import Path
 
 import pytest
 
@@ -11,8 +9,6 @@ from batchfree.train.output import (
     finite,
     prepare,
     tolerate_write_failure,
-    write_atomically,
-    write_json,
 )
 
 
@@ -51,16 +47,6 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     with pytest.raises(ConfigError, match=f"already holds a run: resume it with --resume {last}"):
         prepare(tmp_path, Config(), resume=False)
     prepare(tmp_path, Config(), resume=True)
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "history.json"
-    write_json(path, {"curve": []})
-    monkeypatch.setattr(Path, "replace", no_space)
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(path, b"new")
-    assert json.loads(path.read_text()) == {"curve": []}
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_tolerated_failures_are_said_and_others_pass(tmp_path, capsys):

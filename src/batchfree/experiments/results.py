@@ -9,12 +9,12 @@ import errno
 import json
 import os
 import re
-import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from batchfree._errors import ResultsError
+from batchfree._files import write_atomically
 from batchfree.experiments._fields import (
     Checked,
     bad_field,
@@ -212,19 +212,11 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
         OSError: as `write_results`.
     """
     target = Path(path)
-    part = target.with_name(f".{target.name[:80]}.{secrets.token_hex(4)}.part")
     try:
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(part, "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
+        write_atomically(target, content)
     except OSError as error:
         code = error.errno or errno.EIO
         if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

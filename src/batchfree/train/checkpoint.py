@@ -10,8 +10,8 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from batchfree._errors import ConfigError
+from batchfree._files import write_atomically
 from batchfree.train.config import Config
-from batchfree.train.output import write_atomically
 
 # What a checkpoint's successor has to share with it; the rest may change, as a longer training.
 _FIXED = ("seed", "batch_size", "model", "data")

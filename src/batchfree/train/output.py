@@ -8,13 +8,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
 from batchfree._errors import ConfigError
+from batchfree._files import write_atomically
 from batchfree.train.config import Config
 
 
@@ -90,18 +91,6 @@ def tolerate_write_failure(folder: Path) -> Iterator[None]:
 def write_json(path: Path, value: Any) -> None:
     """Writes the file whole or not at all."""
     write_atomically(path, json.dumps(value, indent=1).encode())
-
-
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Replaces the file by one of this content in a single step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def finite(curve: Any) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from safetensors.torch import save
 from torch import nn
 
 from batchfree._errors import ConfigError
+from batchfree._files import write_atomically
 from batchfree.train.build import build_network, evaluation_interval, total_steps
 from batchfree.train.callbacks import (
     Checkpoint,
@@ -43,7 +44,6 @@ from batchfree.train.output import (
     finite,
     prepare,
     unwritable,
-    write_atomically,
     write_json,
 )
 from batchfree.train.validate import check_batch_split, validate
