@@ -42,7 +42,11 @@ def nearest_divisors(n: int, wish: int) -> tuple[int, ...]:
 
 
 def check_num_groups(num_groups: int, num_channels: int) -> None:
-    """Raises unless `num_groups` is a positive int that divides `num_channels`."""
+    """Raises unless both are positive ints and `num_groups` divides `num_channels`."""
+    if isinstance(num_channels, bool) or not isinstance(num_channels, int):
+        raise TypeError(f"num_channels must be an int, got {type(num_channels).__name__}")
+    if num_channels <= 0:
+        raise ValueError(f"num_channels must be positive, got {num_channels}")
     if isinstance(num_groups, bool) or not isinstance(num_groups, int):
         raise TypeError(f"num_groups must be an int, got {type(num_groups).__name__}")
     if num_groups <= 0:
@@ -76,6 +80,15 @@ def check_input(x: Tensor) -> None:
         )
 
 
+def check_channels(x: Tensor, num_channels: int) -> None:
+    """Raises unless x is a tensor (N, C, *) of so many channels; what is no tensor passes."""
+    if isinstance(x, Tensor) and (x.dim() < 2 or x.shape[1] != num_channels):
+        raise ValueError(
+            f"the layer normalises {num_channels} channels (dimension 1 of (N, C, *)), got x of "
+            f"shape {tuple(x.shape)}"
+        )
+
+
 def check_parameter(name: str, p: Tensor | None, x: Tensor) -> None:
     """Raises unless p is None or a vector of x's channels, on x's device, of a fitting dtype."""
     if p is None:
@@ -102,17 +115,22 @@ def check_device(name: str, t: Tensor, x: Tensor) -> None:
         raise ValueError(f"{name} must be on x's device, {x.device}, got {t.device}; move one")
 
 
+def check_shape(name: str, t: Tensor, x: Tensor) -> None:
+    """Raises unless t has x's shape."""
+    if t.shape != x.shape:
+        raise ValueError(
+            f"{name} must have x's shape, {tuple(x.shape)}, got {tuple(t.shape)}; "
+            f"it is not broadcast: use {name}.expand_as(x) if that is meant"
+        )
+
+
 def check_residual(residual: Tensor | None, x: Tensor) -> None:
     """Raises unless the residual is None or a tensor like x."""
     if residual is None:
         return
     if not isinstance(residual, Tensor):
         raise TypeError(f"residual must be a torch.Tensor or None, got {type(residual).__name__}")
-    if residual.shape != x.shape:
-        raise ValueError(
-            f"residual must have x's shape, {tuple(x.shape)}, got {tuple(residual.shape)}; "
-            "it is not broadcast: use residual.expand_as(x) if that is meant"
-        )
+    check_shape("residual", residual, x)
     check_device("residual", residual, x)
     if residual.dtype != x.dtype:
         raise TypeError(

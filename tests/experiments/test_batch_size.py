@@ -4,16 +4,19 @@ import pytest
 import torch
 
 from batchfree import ConfigError
+from batchfree.data import DigitsInTheWild
 from batchfree.experiments.batch_size import (
     NORMS,
     PRESETS,
     SIZES,
+    _config,
     command_line,
     make_preset,
     plan,
     results_of,
 )
 from batchfree.train import fit
+from batchfree.train.build import build_network
 
 QUICK = make_preset("quick", steps=3)
 
@@ -49,32 +52,43 @@ def test_paper_protocol_scales_batch_rate_and_steps():
     for run in runs:
         n, config = run.normalization_batch, run.config
         assert config.batch_size == 8 * n
-        assert config.learning_rate() == pytest.approx(runs[0].config.learning_rate() / 2 * n)
+        assert config.learning_rate() == pytest.approx(config.optimizer.base_lr * n / 32)
         assert config.batch_size * run.steps == 32 * 4096
         assert config.model.normalization_batch == (n if run.norm == "bn" else None)
 
 
-def train(norm, protocol_size):
-    """Final weights after three steps of the isolated protocol, planned for one size only."""
-    preset = make_preset("quick", norms=[norm], sizes=[protocol_size], steps=3)
-    (run,) = plan(preset)
-    config = run.config.replace(data={"val_samples": 20})
+def trained(norm, size):
+    """Config, weights and curve of three steps of the isolated protocol, for this size."""
+    config = _config(make_preset("quick", steps=3), "isolated", norm, size, 0, {})
+    config = config.replace(data={"val_samples": 20})
     result = fit(config)
-    return result.model.state_dict(), result.curve
+    return config, result.model.state_dict(), result.curve
 
 
-def test_one_group_norm_run_stands_for_every_size_to_the_bit():
-    weights, curve = train("gn", 32)
-    for size in (16, 2):
-        again, same_curve = train("gn", size)
+def test_group_norm_trained_for_any_size_is_the_same_run_to_the_bit():
+    config, weights, curve = trained("gn", None)
+    for size in (32, 2):
+        other, again, same_curve = trained("gn", size)
+        assert other == config
         for key, value in weights.items():
             assert torch.equal(again[key], value), key
         assert same_curve == curve
 
 
-def test_batch_norm_does_change_with_the_size():
-    a, b = train("bn", 32)[0], train("bn", 2)[0]
-    assert not torch.equal(a["conv1.weight"], b["conv1.weight"])
+def test_batch_norm_trained_for_another_size_is_another_run():
+    weights = [trained("bn", size)[1]["conv1.weight"] for size in (32, 2)]
+    assert not torch.equal(*weights)
+
+
+@pytest.mark.parametrize(("norm", "alike"), [("gn", True), ("gn+ws", True), ("bn", False)])
+def test_in_training_mode_only_batch_norm_sees_how_the_batch_is_cut(norm, alike):
+    config = _config(make_preset("quick"), "isolated", norm, None, 0, {})
+    net = build_network(config.model, 10).train()
+    images = DigitsInTheWild().batch(range(32))[0]
+    whole = net(images)
+    for n in (16, 2):
+        cut = torch.cat([net(chunk) for chunk in images.split(n)])
+        assert torch.allclose(cut, whole, rtol=1e-4, atol=1e-5) == alike
 
 
 @pytest.mark.parametrize(
@@ -129,8 +143,19 @@ def test_fields_hold_for_every_training():
         ("optimizer.base_lr", "fast", "optimizer.base_lr must be a number, got 'fast'"),
         ("model.norm", "bn", "set by the experiment itself"),
         ("trainer.max_steps", 5, "set by the experiment itself"),
+        ("optimizer.base_lr", -1, "optimizer.base_lr must be a positive number, got -1"),
+        ("model.name", "resnet_smal", "did you mean 'resnet_small'"),
     ],
 )
 def test_a_wrong_field_is_refused(name, value, words):
     with pytest.raises(ConfigError, match=words):
         plan(make_preset("quick"), fields={name: value})
+
+
+@pytest.mark.parametrize("field", ["num_groups", "channels_per_group"])
+def test_groups_are_swept_where_there_are_groups(field):
+    for run in plan(make_preset("hour"), fields={f"model.{field}": 4}):
+        model = run.config.model
+        wanted = 4 if run.norm.startswith("gn") else None
+        assert getattr(model, field) == wanted
+        assert [model.num_groups, model.channels_per_group].count(None) == (1 if wanted else 2)

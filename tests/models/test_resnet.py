@@ -87,6 +87,14 @@ def test_a_block_makes_one_call_for_norm_residual_and_activation(name, monkeypat
     assert activations == []
 
 
+def test_a_frozen_gamma_is_not_left_at_zero():
+    for name in ("resnet18", "resnet_small"):
+        model = build_model(name, norm=norm_layer("frozen_bn"))
+        frozen = [m for m in model.modules() if isinstance(m, batchfree.FrozenBatchNorm)]
+        assert frozen
+        assert all(m.weight.min() == 1 for m in frozen)
+
+
 def test_weight_standardization_reaches_every_convolution():
     model = build_model("resnet18", weight_standardization=True)
     convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]

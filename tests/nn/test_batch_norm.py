@@ -110,6 +110,15 @@ def test_without_running_statistics():
         (lambda: batchfree.BatchNorm2d(6, normalization_batch=2.0), "got 2.0"),
         (lambda: batchfree.BatchNorm2d(6, running_statistics="mean"), "'rank0', 'average'"),
         (lambda: batchfree.BatchNorm2d(6)(torch.ones(2, 6)), r"4-D inputs, got shape \(2, 6\)"),
+        (lambda: batchfree.BatchNorm2d(6, normalization_batch=True), "got True"),
+        (lambda: batchfree.BatchNorm2d(6)(torch.ones(2, 5, 3, 3)), r"6 channels.*\(2, 5, 3, 3\)"),
+        (lambda: batchfree.FrozenBatchNorm(6)(torch.ones(2, 5, 3)), r"6 channels.*\(2, 5, 3\)"),
+        (
+            lambda: batchfree.BatchNorm2d(6)(
+                torch.ones(2, 6, 3, 3), residual=torch.ones(1, 6, 3, 3)
+            ),
+            r"residual must have x's shape",
+        ),
         (
             lambda: batchfree.BatchNorm1d(6, normalization_batch=1)(torch.ones(2, 6)),
             "more than 1 value per channel",
@@ -141,44 +150,57 @@ def _net(norm):
 
 
 def _ddp_worker(rank, folder):
+    """Trains with and without DDP's broadcast of rank 0's buffers."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
     )
-    net = nn.parallel.DistributedDataParallel(_net(nn.BatchNorm2d(6)))
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     x = torch.load(f"{folder}/x.pt", weights_only=True)
-    outputs = []
-    for batch in x:
-        out = net(batch.chunk(2)[rank])
-        outputs.append(out.detach())
-        optimizer.zero_grad()
-        out.square().mean().backward()
-        optimizer.step()
-    torch.save((outputs, net.module.state_dict()), f"{folder}/rank{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_equals_two_real_ddp_workers(tmp_path):
-    x = torch.randn(4, 8, 3, 6, 6)
-    torch.save(x, tmp_path / "x.pt")
-    mp.start_processes(_ddp_worker, (str(tmp_path),), nprocs=2, start_method="spawn")
-    ranks = [torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in range(2)]
-
+    results = {}
     for mode in ("rank0", "average"):
-        net = _net(batchfree.BatchNorm2d(6, normalization_batch=4, running_statistics=mode))
+        net = nn.parallel.DistributedDataParallel(
+            _net(nn.BatchNorm2d(6)), broadcast_buffers=mode == "rank0"
+        )
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-        for step, batch in enumerate(x):
-            out = net(batch)
-            want = torch.cat([ranks[r][0][step] for r in range(2)])
-            torch.testing.assert_close(out.detach(), want, rtol=1e-5, atol=1e-6)
+        outputs = []
+        for batch in x:
+            out = net(batch.chunk(2)[rank])
+            outputs.append(out.detach())
             optimizer.zero_grad()
             out.square().mean().backward()
             optimizer.step()
-        mine = net.state_dict()
-        for key, value in ranks[0][1].items():
-            if "running" not in key or mode == "rank0":
-                torch.testing.assert_close(mine[key], value, rtol=1e-5, atol=1e-6)
-    # DDP broadcasts rank 0's buffers before each forward, so the last update alone differs by rank.
-    assert not torch.equal(ranks[0][1]["1.running_mean"], ranks[1][1]["1.running_mean"])
+        results[mode] = outputs, net.module.state_dict()
+    torch.save(results, f"{folder}/rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ddp(tmp_path_factory):
+    """The batches, and what each of two real gloo workers computed on them."""
+    folder = tmp_path_factory.mktemp("ddp")
+    x = torch.randn(4, 8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    torch.save(x, folder / "x.pt")
+    mp.start_processes(_ddp_worker, (str(folder),), nprocs=2, start_method="spawn")
+    return x, [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["rank0", "average"])
+def test_equals_two_real_ddp_workers(ddp, mode):
+    x, workers = ddp
+    outputs, states = zip(*(worker[mode] for worker in workers), strict=True)
+    net = _net(batchfree.BatchNorm2d(6, normalization_batch=4, running_statistics=mode))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    rounding = dict(rtol=1e-5, atol=1e-6)  # of the gradients' all-reduce
+    for step, batch in enumerate(x):
+        out = net(batch)
+        torch.testing.assert_close(out.detach(), torch.cat([o[step] for o in outputs]), **rounding)
+        optimizer.zero_grad()
+        out.square().mean().backward()
+        optimizer.step()
+    for key, mine in net.state_dict().items():
+        theirs = states[0][key]
+        if mode == "average" and "running" in key:
+            assert not torch.equal(states[0][key], states[1][key])
+            theirs = (states[0][key] + states[1][key]) / 2
+        torch.testing.assert_close(mine, theirs, **rounding)

@@ -54,6 +54,7 @@ def test_layer_norm_and_instance_norm_are_its_ends(layer, groups):
     ("make", "words"),
     [
         (lambda: batchfree.GroupNorm(3, 8), r"8 channels .* 3 groups.* 2 or 4"),
+        (lambda: batchfree.GroupNorm(4, -8), "num_channels must be positive, got -8"),
         (lambda: batchfree.GroupNorm(2, 8, activation="swish"), "activation must be one of"),
         (lambda: batchfree.GroupNorm(2, 8)(torch.ones(1, 4, 2)), r"8 channels.*\(1, 4, 2\)"),
     ],

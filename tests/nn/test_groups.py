@@ -36,7 +36,9 @@ def test_floor_on_elements_per_group(positions, expected):
 
 
 def test_floor_that_no_split_reaches():
-    with pytest.raises(ValueError, match=r"8 channels at 1 position.*16 elements per group"):
+    with pytest.raises(
+        ValueError, match=r"8 channels at 1 position.*16 elements per group: one group holds 8"
+    ):
         Groups(32, min_elements_per_group=16).resolve(8)
 
 

@@ -230,6 +230,34 @@ def test_functorch_per_sample_gradients_and_vmap(any_backend):
             torch.testing.assert_close(a[i], b, rtol=1e-4, atol=1e-4)
 
 
+def test_vmap_over_any_dimension_and_layout(any_backend):
+    x = torch.randn(4, 4, 8, 4, 4)
+
+    def norm(one):
+        return batchfree.group_norm(one, 2, activation="relu")
+
+    for dim in range(5):
+        want = torch.stack([norm(one) for one in x.unbind(dim)])
+        torch.testing.assert_close(torch.func.vmap(norm, in_dims=dim)(x), want)
+    last = x[0].contiguous(memory_format=torch.channels_last)
+    shifts = torch.arange(3.0)
+    shifted = torch.func.vmap(lambda s: norm(last * (s + 1)))(shifts)
+    torch.testing.assert_close(shifted[1], norm(last * 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("weight", [None, torch.float32, "x"])
+@pytest.mark.parametrize("bias", [None, torch.float32, "x"])
+def test_any_mix_of_parameter_dtypes(any_backend, dtype, weight, bias):
+    x = torch.randn(2, 8, 5, 5).to(dtype)
+    weight, bias = (
+        None if p is None else torch.randn(8).to(dtype if p == "x" else p) for p in (weight, bias)
+    )
+    y = batchfree.group_norm(x, 4, weight, bias)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.double(), oracle(x, 4, weight, bias), **TOLERANCE[dtype])
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # torch.func's own
 def test_forward_mode_equals_reverse_mode(any_backend):
     x, weight, bias, residual, dy = (t.detach().double() for t in make((2, 4, 3, 3)))

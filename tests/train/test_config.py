@@ -2,8 +2,8 @@ import pytest
 
 from batchfree import ConfigError
 from batchfree.train import Config, validate
+from batchfree.train.checks import check_batch_split
 from batchfree.train.config import field_types
-from batchfree.train.validate import check_batch_split
 
 
 def test_defaults_are_valid():

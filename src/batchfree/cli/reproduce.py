@@ -110,8 +110,9 @@ def _run(
     from batchfree.cli.progress import SweepProgress
     from batchfree.experiments.batch_size import command_line, plan, results_of
     from batchfree.experiments.sweep import run_sweep
-    from batchfree.report import write_report
+    from batchfree.report import check_installed, write_report
 
+    check_installed()
     line = command_line([command, *args])
     runs = plan(preset, protocol, fields)
     with SweepProgress(line, output) as progress:

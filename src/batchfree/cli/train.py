@@ -99,8 +99,8 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> Any:
 
 def _worded(error: argparse.ArgumentError) -> ConfigError:
     """jsonargparse's message in our words, with the nearest valid name."""
+    from batchfree.train.checks import check_type
     from batchfree.train.config import field_types, unknown_field
-    from batchfree.train.validate import check_type
 
     text = str(error)
     if match := re.search(r"unrecognized arguments: (\S+)", text):

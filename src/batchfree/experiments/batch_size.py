@@ -3,8 +3,8 @@
 Two protocols. `isolated` keeps the SGD batch, the learning rate and the steps and changes only the
 number of samples that BN takes its statistics over; a norm that does not look at the batch then is
 one and the same training for every size, and is run once. `paper` is that of Wu & He 2018, section
-4.1.2: eight workers of n images each, the learning rate scaled linearly with n, the same number of
-images seen in all; every norm is run at every size.
+4.1.2: eight workers of n images each, the learning rate times n / 32, the same number of images
+seen in all; every norm is run at every size.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from batchfree._errors import ConfigError
 from batchfree.experiments.pool import Run
 from batchfree.experiments.results import Results, Row
 from batchfree.recipes import digits_small
+from batchfree.train.checks import check_type, validate
 from batchfree.train.config import Config, NormKind, field_types, unknown_field
-from batchfree.train.validate import check_type
 
 ProtocolName = Literal["isolated", "paper"]
 
@@ -37,7 +37,10 @@ NORMS = tuple(KINDS)
 SIZES = (32, 16, 8, 4, 2)
 WORKERS = 8
 """Simulated workers of the paper's protocol."""
+PAPER_IMAGES = 32
+"""Images per worker for which the learning rate is meant in the paper's protocol."""
 
+_GROUPS = {f"model.{name}": name for name in ("num_groups", "channels_per_group")}
 _SET_HERE = {
     "name",
     "seed",
@@ -130,7 +133,7 @@ def plan(
         preset: the scale.
         protocol: what a size changes.
         fields: other values of config fields, such as `{"optimizer.base_lr": 0.1}`, for every
-            training alike.
+            training alike; a number of groups for those that have groups.
 
     Raises:
         ConfigError: under `isolated`, a normalisation batch above the SGD batch; a field that
@@ -144,6 +147,8 @@ def plan(
         for size in _sizes_to_run(preset, protocol, norm)
         for seed in range(preset.seeds)
     ]
+    for run in runs:
+        validate(run.config)
     # A sweep that is stopped early then has whole seeds, and no long run is begun last.
     return sorted(
         runs, key=lambda run: (run.config.seed, run.norm != "bn", run.normalization_batch or 0)
@@ -176,12 +181,16 @@ def _config(
     config = digits_small(kind, size if kind == "bn" else None, weight_standardization=standardised)
     for name, value in fields.items():
         section, _, field = name.partition(".")
-        config = config.replace(**{section: {field: value}})
+        if name not in _GROUPS:
+            config = config.replace(**{section: {field: value}})
+        elif kind == "gn":
+            config = config.replace(model={**dict.fromkeys(_GROUPS.values()), field: value})
     batch_size, steps = config.batch_size, preset.steps
     if protocol == "paper":
         assert size is not None
         batch_size = WORKERS * size
         steps = max(1, round(preset.steps * config.batch_size / batch_size))
+        config = config.replace(optimizer={"base_batch_size": WORKERS * PAPER_IMAGES})
     elif size is not None and size > batch_size:
         raise ConfigError(
             f"a normalisation batch of {size} is above the SGD batch of {batch_size}; take sizes "

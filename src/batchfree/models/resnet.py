@@ -85,6 +85,8 @@ class ResNet(tv.ResNet):
         **kwargs: Any,
     ) -> None:
         _check_norm(norm)
+        if norm.kind == "frozen_bn":  # a gamma that cannot learn would stay 0
+            kwargs["zero_init_residual"] = False
         super().__init__(block, layers, norm_layer=norm, **kwargs)
         self.bn1.activation = "relu"
         nn.init.normal_(self.fc.weight, std=_FC_STD)
@@ -161,7 +163,11 @@ class SmallResNet(nn.Module):
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(m, BasicBlock) and zero_init_residual and m.bn2.weight is not None:
+            elif (
+                zero_init_residual
+                and isinstance(m, BasicBlock)
+                and isinstance(m.bn2.weight, nn.Parameter)  # a frozen gamma would stay 0
+            ):
                 nn.init.zeros_(m.bn2.weight)
         nn.init.normal_(self.fc.weight, std=_FC_STD)
         nn.init.zeros_(self.fc.bias)

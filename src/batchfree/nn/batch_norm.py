@@ -13,10 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchfree._checks import check_choice
+from batchfree._checks import check_channels, check_choice
 from batchfree.ops.activations import Activation, add_and_activate, check_activation
 
 RunningStatistics = Literal["rank0", "average"]
+
+
+def check_normalization_batch(value: object) -> None:
+    """Raises ValueError unless `value` is None or a positive int."""
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return
+    raise ValueError(
+        "normalization_batch must be a positive number of samples, or None for the whole batch, "
+        f"got {value!r}"
+    )
 
 
 class _ChunkedBatchNorm(_BatchNorm):
@@ -38,13 +48,7 @@ class _ChunkedBatchNorm(_BatchNorm):
         running_statistics: RunningStatistics = "rank0",
         activation: Activation | None = None,
     ) -> None:
-        if normalization_batch is not None and (
-            not isinstance(normalization_batch, int) or normalization_batch < 1
-        ):
-            raise ValueError(
-                "normalization_batch must be a positive number of samples, or None for the whole "
-                f"batch, got {normalization_batch!r}"
-            )
+        check_normalization_batch(normalization_batch)
         check_choice(running_statistics, get_args(RunningStatistics), "running_statistics")
         check_activation(activation)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
@@ -58,6 +62,7 @@ class _ChunkedBatchNorm(_BatchNorm):
             raise ValueError(
                 f"{type(self).__name__} takes {ranks} inputs, got shape {tuple(input.shape)}"
             )
+        check_channels(input, self.num_features)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """act(BN(input) + residual): shape (N, C, *) to the same."""
@@ -119,10 +124,10 @@ class BatchNorm2d(_ChunkedBatchNorm, nn.BatchNorm2d):
     """BatchNorm of (N, C, H, W) whose training statistics are taken over chunks of the batch.
 
     In training mode the batch is cut into chunks of `normalization_batch` samples, in order, and
-    each chunk is normalised by its own statistics: what workers of `normalization_batch` samples
-    each would compute under DistributedDataParallel, to the bit, in one process. A batch that does
-    not divide leaves a shorter last chunk, as a worker with the rest would have. In eval mode it is
-    `torch.nn.BatchNorm`.
+    each chunk is normalised by its own statistics, by the call that a worker of
+    `normalization_batch` samples makes under DistributedDataParallel, all in one process. A batch
+    that does not divide leaves a shorter last chunk, as a worker with the rest would have. In eval
+    mode it is `torch.nn.BatchNorm`.
 
     Args:
         num_features: the channels C.
@@ -162,6 +167,9 @@ class SyncBatchNorm(nn.SyncBatchNorm):
     Statistics are shared by all workers of the process group; outside one, and in eval mode, it
     is BatchNorm.
 
+    Raises:
+        ValueError: an unknown activation.
+
     Example:
         >>> SyncBatchNorm(64, activation="relu").activation
         'relu'
@@ -189,7 +197,11 @@ class FrozenBatchNorm(nn.Module):
     Args:
         num_features: the channels C of inputs (N, C, *).
         eps: added to the variance.
+        device, dtype: of the buffers.
         activation: `None`, `"relu"`, `"silu"`, `"gelu"` or `"gelu_tanh"`.
+
+    Raises:
+        ValueError: an unknown activation; an input of other channels.
 
     Source: Wu & He 2018, section 4.2 (BN*); He et al., "Mask R-CNN", 2017.
 
@@ -207,20 +219,31 @@ class FrozenBatchNorm(nn.Module):
     running_var: Tensor
 
     def __init__(
-        self, num_features: int, eps: float = 1e-5, *, activation: Activation | None = None
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        activation: Activation | None = None,
     ) -> None:
         super().__init__()
         check_activation(activation)
         self.num_features = num_features
         self.eps = eps
         self.activation = activation
-        self.register_buffer("weight", torch.ones(num_features))
-        self.register_buffer("bias", torch.zeros(num_features))
-        self.register_buffer("running_mean", torch.zeros(num_features))
-        self.register_buffer("running_var", torch.ones(num_features))
+        for name, value in (
+            ("weight", 1.0),
+            ("bias", 0.0),
+            ("running_mean", 0.0),
+            ("running_var", 1.0),
+        ):
+            buffer = torch.full((num_features,), value, device=device, dtype=dtype)
+            self.register_buffer(name, buffer)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """act(BN*(input) + residual): shape (N, C, *) to the same."""
+        check_channels(input, self.num_features)
         y = F.batch_norm(
             input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
         )

@@ -33,9 +33,14 @@ _EXTRA_OPTIONS = {"gn": {"groups"}, "bn": {"dim"}}
 class NormLayer(functools.partial[nn.Module]):
     """A callable that builds the norm layer of a number of channels; made by `norm_layer`.
 
-    It pickles, copies and compares by what it builds. It is a `functools.partial` of `build_norm`
-    because timm takes the factory apart and binds the parts anew.
+    It pickles, copies and compares by what it builds. It is a `functools.partial` because timm
+    takes a factory apart and binds the parts anew: where a model asks for norm and activation in
+    one layer it then calls a function, and rejects a class that it does not know.
     """
+
+    def __call__(self, num_channels: int, **options: Any) -> nn.Module:
+        """The layer for `num_channels` channels; options go before those of the factory."""
+        return build_norm(num_channels, **{**self.keywords, **options})
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, NormLayer) and self.keywords == other.keywords
@@ -52,7 +57,7 @@ class NormLayer(functools.partial[nn.Module]):
         return self.keywords["kind"]
 
 
-def norm_layer(kind: NormKind, groups: Groups | None = None, **options: Any) -> NormLayer:
+def norm_layer(kind: NormKind, groups: Groups | int | None = None, **options: Any) -> NormLayer:
     """A factory for the `norm_layer=` argument of torchvision's and timm's models.
 
     It is called with a number of channels, `factory(64)` or `factory(64, activation="relu")`.
@@ -60,13 +65,16 @@ def norm_layer(kind: NormKind, groups: Groups | None = None, **options: Any) -> 
     Args:
         kind: `"gn"` Group Norm, `"ln"` Layer Norm over (C, *), `"in"` Instance Norm, `"bn"` Batch
             Norm, `"sync_bn"`, `"frozen_bn"` (BN*), `"none"`.
-        groups: the group policy of `"gn"`; `Groups(32)` by default.
+        groups: the group policy of `"gn"`, or the number of groups; `Groups(32)` by default.
         options: passed to each layer: `eps`, `affine`, for `"bn"` also `normalization_batch`,
             `running_statistics`, `momentum` and `dim` (1, 2 or 3; 2 by default). `activation` is
-            for models whose norm layers also activate (timm's EfficientNet and DenseNet).
+            for models whose norm layers also activate (timm's EfficientNet, DenseNet, ResNetV2,
+            which refuse a factory without it).
 
     Raises:
-        ValueError: an unknown kind, activation or option, or `groups` for a norm that has none.
+        ValueError: an unknown kind, activation or option, a value that does not fit, or `groups`
+            for a norm that has none.
+        TypeError: `groups` that are neither `Groups` nor an int.
 
     Example:
         >>> import batchfree
@@ -81,45 +89,66 @@ def norm_layer(kind: NormKind, groups: Groups | None = None, **options: Any) -> 
     if groups is not None and kind != "gn":
         raise ValueError(f"groups is an option of 'gn' only, got groups={groups} for {kind!r}")
     if kind == "gn":
-        options["groups"] = groups or Groups(32)
+        options["groups"] = _policy(groups)
     _check_options(kind, options)
     check_activation(options.get("activation"))
-    return NormLayer(build_norm, kind=kind, **options)
-
-
-def build_norm(
-    num_channels: int,
-    *,
-    kind: NormKind,
-    activation: Any = None,
-    apply_act: bool | None = None,
-    inplace: bool | None = None,
-    act_kwargs: dict[str, Any] | None = None,
-    **options: Any,
-) -> nn.Module:
-    """Builds the norm layer of `num_channels` channels; what a `NormLayer` calls.
-
-    `apply_act`, `inplace` and `act_kwargs` are how timm asks for norm and activation in one layer.
-    It does not say which activation, so the factory has to know.
-
-    Raises:
-        ValueError: an activation is asked for and the factory was made without one.
-    """
-    if apply_act is None:
-        apply_act = inplace is not None or act_kwargs is not None or activation is not None
-    if apply_act and activation is None:
-        raise ValueError(
-            "this model asks for norm and activation in one layer and does not say which "
-            f"activation: give it to the factory, norm_layer({kind!r}, activation='relu')"
+    if kind == "bn":
+        check_choice(options.get("dim", 2), _BATCH_NORM, "dim")
+        bn.check_normalization_batch(options.get("normalization_batch"))
+        check_choice(
+            options.get("running_statistics", "rank0"),
+            get_args(bn.RunningStatistics),
+            "running_statistics",
         )
-    options["activation"] = activation if apply_act else None
+    build = norm_layer_without_activation if options.get("activation") is None else build_norm_act
+    return NormLayer(build, kind=kind, **options)
+
+
+def build_norm(num_channels: int, *, kind: NormKind, **options: Any) -> nn.Module:
+    """Builds the norm layer of `num_channels` channels; options as for `norm_layer`."""
     if kind == "gn":
         return GroupNorm(options.pop("groups").resolve(num_channels), num_channels, **options)
     if kind == "bn":
         return _BATCH_NORM[options.pop("dim", 2)](num_channels, **options)
     if kind == "none":
-        return NoNorm(activation=options["activation"])
+        return NoNorm(activation=options.get("activation"))
     return _LAYERS[kind](num_channels, **options)
+
+
+def build_norm_act(
+    num_channels: int,
+    *,
+    activation: Any,
+    apply_act: bool = True,
+    inplace: bool = False,
+    act_kwargs: dict[str, Any] | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Builds a norm with its activation, called as timm calls one.
+
+    timm says whether to activate, not by what; `inplace` and `act_kwargs` are its own activation's.
+    """
+    return build_norm(num_channels, activation=activation if apply_act else None, **options)
+
+
+class norm_layer_without_activation:
+    """What timm calls where a model asks for a norm alone.
+
+    A class, because timm lets any function pass for norm and activation in one: a network without
+    activations would be built in silence. A class that it does not know it rejects, by its name.
+    """
+
+    def __new__(cls, num_channels: int, **options: Any) -> nn.Module:  # type: ignore[misc]
+        """The layer itself."""
+        return build_norm(num_channels, **options)
+
+
+def _policy(groups: Groups | int | None) -> Groups:
+    if isinstance(groups, Groups):
+        return groups
+    if groups is None or (isinstance(groups, int) and not isinstance(groups, bool)):
+        return Groups(groups)
+    raise TypeError(f"groups must be Groups(...) or a number of groups, got {groups!r}")
 
 
 def _check_options(kind: str, options: dict[str, Any]) -> None:

@@ -63,7 +63,7 @@ class GroupNorm(torch.nn.GroupNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """act(GN(input) + residual): shape (N, C, *) to the same; see `batchfree.group_norm`."""
-        _check_channels(input, self.num_channels)
+        _checks.check_channels(input, self.num_channels)
         return group_norm(
             input,
             self.num_groups,
@@ -106,11 +106,3 @@ class InstanceNorm(GroupNorm):
 
     def __init__(self, num_channels: int, eps: float = 1e-5, **options: Any) -> None:
         super().__init__(num_channels, num_channels, eps, **options)
-
-
-def _check_channels(x: Tensor, num_channels: int) -> None:
-    if isinstance(x, Tensor) and x.dim() >= 2 and x.shape[1] != num_channels:
-        raise ValueError(
-            f"the layer normalises {num_channels} channels (dimension 1), got x of shape "
-            f"{tuple(x.shape)}"
-        )

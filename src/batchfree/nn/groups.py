@@ -25,7 +25,8 @@ class Groups:
             the nearest divisor (of two equally near, the one with the larger groups), `"gcd"` the
             greatest common divisor of wish and channels (Opacus' rule), `"error"` raises.
         min_elements_per_group: fewest values (channels times positions) that a group may hold;
-            where the wish gives fewer, groups are merged until it holds.
+            where the wish gives fewer, groups are merged until it holds. A layer's constructor
+            knows no positions, so there it bounds the channels per group.
 
     Raises:
         ValueError: a wish that is not positive, or both wishes at once.
@@ -70,8 +71,9 @@ class Groups:
             ValueError: the wish does not divide the channels under `on_indivisible="error"`, or no
                 division satisfies `min_elements_per_group`.
         """
-        if num_channels < 1:
-            raise ValueError(f"num_channels must be positive, got {num_channels}")
+        for name, value in (("num_channels", num_channels), ("positions", positions)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive int, got {value!r}")
         if self.num_groups is not None:
             groups = self._divide(num_channels, self.num_groups, "groups")
         else:
@@ -86,7 +88,8 @@ class Groups:
         if not allowed:
             raise ValueError(
                 f"no split of {num_channels} channels at {positions} position(s) leaves "
-                f"{self.min_elements_per_group} elements per group; lower min_elements_per_group"
+                f"{self.min_elements_per_group} elements per group: one group holds "
+                f"{num_channels * positions}; lower min_elements_per_group to that"
             )
         return allowed[-1]
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from batchfree._checks import check_choice
+from batchfree._checks import check_choice, check_shape
 
 Activation = Literal["relu", "silu", "gelu", "gelu_tanh"]
 
@@ -27,7 +27,12 @@ def check_activation(activation: str | None) -> None:
 
 
 def add_and_activate(y: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
-    """act(y + residual), in y's dtype; each of the two steps only where it is asked for."""
+    """act(y + residual); each of the two steps only where it is asked for.
+
+    Raises:
+        ValueError: the residual is not of y's shape.
+    """
     if residual is not None:
+        check_shape("residual", residual, y)
         y = y + residual
     return y if activation is None else ACTIVATIONS[activation](y)

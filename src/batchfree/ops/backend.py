@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from batchfree._checks import check_choice
-from batchfree._errors import BackendError
+from batchfree._checks import check_choice, suggest
+from batchfree._errors import BackendError, ConfigError
 from batchfree.ops.aten import group_norm_aten
 from batchfree.ops.reference import group_norm_reference
 
@@ -82,11 +82,15 @@ def select(x: Tensor) -> Backend:
 
     Raises:
         BackendError: the chosen backend refuses x.
-        ValueError: BATCHFREE_BACKEND does not name a backend.
+        ConfigError: BATCHFREE_BACKEND does not name a backend.
     """
     if _chosen is None:
         return next(b for b in BACKENDS.values() if b.refusal(x) is None)
-    check_choice(_chosen, BACKENDS, "BATCHFREE_BACKEND")
+    if _chosen not in BACKENDS:
+        known = ", ".join(BACKENDS)
+        raise ConfigError(
+            f"BATCHFREE_BACKEND must be one of {known}, got {_chosen!r}{suggest(_chosen, BACKENDS)}"
+        )
     chosen = BACKENDS[_chosen]
     reason = chosen.refusal(x)
     if reason is not None:

@@ -87,21 +87,25 @@ def group_norm(
             y = serve(x, num_groups, weight, bias, eps, activation, residual)
     else:
         y = serve(x, num_groups, weight, bias, eps, activation, residual)
-    return y.contiguous(memory_format=memory_format_of(x))
+    return _laid_out_like(x, y)
 
 
 def _autocasts(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
-def memory_format_of(x: Tensor) -> torch.memory_format:
-    """channels_last(_3d) where x is laid out so and is not contiguous; else contiguous."""
-    if not x.is_contiguous():
-        if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-            return torch.channels_last
-        if x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
-            return torch.channels_last_3d
-    return torch.contiguous_format
+def _laid_out_like(x: Tensor, y: Tensor) -> Tensor:
+    """y in channels_last(_3d) where x is laid out so and is not contiguous; else contiguous."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    if last is None or x.is_contiguous():
+        return y.contiguous()
+    try:
+        memory_format = last if x.is_contiguous(memory_format=last) else torch.contiguous_format
+        return y.contiguous(memory_format=memory_format)
+    except RuntimeError as error:
+        if "vmap" not in str(error):
+            raise
+        return y  # inside of vmap tensors have no memory format
 
 
 def _warn_degenerate(x: Tensor, num_groups: int) -> None:

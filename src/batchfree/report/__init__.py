@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from batchfree._errors import ConfigError
 from batchfree.experiments.results import Results
 
-__all__ = ["write_report"]
+__all__ = ["check_installed", "write_report"]
 
 _LIBRARIES = ("plotly", "jinja2", "markupsafe", "matplotlib")
+
+
+def check_installed() -> None:
+    """Raises ConfigError unless the libraries of the `report` extra are installed."""
+    for library in _LIBRARIES:
+        if find_spec(library) is None:
+            raise _missing(library)
+
+
+def _missing(library: str) -> ConfigError:
+    return ConfigError(
+        f'the report needs {library}, which is not installed: pip install "batchfree[report]"'
+    )
 
 
 def write_report(
@@ -55,6 +69,4 @@ def write_report(
         library = (error.name or "").partition(".")[0]
         if library not in _LIBRARIES:
             raise
-        raise ConfigError(
-            f'the report needs {library}, which is not installed: pip install "batchfree[report]"'
-        ) from None
+        raise _missing(library) from None

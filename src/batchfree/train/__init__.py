@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from batchfree.train.callbacks import CurvePoint
+    from batchfree.train.checks import validate
     from batchfree.train.config import (
         Config,
         DataConfig,
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     )
     from batchfree.train.output import OutputError
     from batchfree.train.run import FitResult, TrainingInterrupted, fit
-    from batchfree.train.validate import validate
 
 __all__ = [
     "Config",
@@ -42,7 +42,7 @@ _HOME = {
     "FitResult": "run",
     "TrainingInterrupted": "run",
     "fit": "run",
-    "validate": "validate",
+    "validate": "checks",
 }
 
 

@@ -11,12 +11,21 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from batchfree._errors import ConfigError
 from batchfree._files import write_atomically
-from batchfree.train.config import Config
+from batchfree.train.config import Config, TrainerConfig
 
 # What a checkpoint's successor has to share with it; the rest may change, as a longer training.
-_FIXED = ("seed", "batch_size", "model", "data")
+_FIXED = ("seed", "batch_size", "model", "data", "optimizer", "schedule", "trainer")
 # Of these, what changes no result.
-_FREE = ("data.root", "data.workers", "data.eval_batch_size")
+_FREE = {
+    "data.root",
+    "data.workers",
+    "data.eval_batch_size",
+    *(
+        f"trainer.{name}"
+        for name in vars(TrainerConfig())
+        if name not in ("accumulate", "precision")
+    ),
+}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -62,7 +71,7 @@ def check_checkpoint(path: Path, config: Config) -> None:
     """Raises unless the file is a checkpoint that this config can continue.
 
     Raises:
-        ConfigError: what `load_checkpoint` raises; another seed, batch, model or data.
+        ConfigError: what `load_checkpoint` raises; a setting that a resumed run must share.
     """
     old, new = load_checkpoint(path)["batchfree"]["config"], config.to_dict()
     for name, was, now in (d for key in _FIXED for d in _differences(key, old[key], new[key])):

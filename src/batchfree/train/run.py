@@ -35,6 +35,7 @@ from batchfree.train.callbacks import (
     StopRequested,
 )
 from batchfree.train.checkpoint import AtomicCheckpointIO, check_checkpoint, load_checkpoint
+from batchfree.train.checks import check_batch_split, validate
 from batchfree.train.classification import Classifier
 from batchfree.train.config import Config
 from batchfree.train.data import DataModule, build_data
@@ -46,7 +47,6 @@ from batchfree.train.output import (
     unwritable,
     write_json,
 )
-from batchfree.train.validate import check_batch_split, validate
 
 
 class TrainingInterrupted(KeyboardInterrupt):

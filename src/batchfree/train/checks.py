@@ -27,6 +27,10 @@ def _fraction(value: Any) -> bool:
     return 0 <= value < 1
 
 
+def _seed(value: Any) -> bool:
+    return 0 <= value < 2**63
+
+
 _RULES: dict[str, tuple[str, _Check]] = {
     **dict.fromkeys(
         (
@@ -56,7 +60,6 @@ _RULES: dict[str, tuple[str, _Check]] = {
     ),
     **dict.fromkeys(
         (
-            "seed",
             "data.workers",
             "optimizer.weight_decay",
             "schedule.warmup",
@@ -66,6 +69,7 @@ _RULES: dict[str, tuple[str, _Check]] = {
         ),
         ("a number, zero or above", _not_negative),
     ),
+    "seed": ("a whole number from 0 to below 2^63", _seed),
     **dict.fromkeys(
         ("optimizer.momentum", "optimizer.label_smoothing", "optimizer.ema_decay"),
         ("a number from 0 to below 1", _fraction),
@@ -196,6 +200,15 @@ def _check_relations(config: Config) -> None:
         )
     if schedule.kind == "step" and not schedule.milestones:
         raise ConfigError("schedule.kind 'step' needs schedule.milestones, for example [0.5, 0.75]")
+    if any(m < 0 for m in schedule.milestones):
+        raise ConfigError(f"schedule.milestones must not be negative, got {schedule.milestones}")
+    lengths = [("warmup", schedule.warmup), *(("milestones", m) for m in schedule.milestones)]
+    for name, value in lengths:
+        if schedule.unit == "fraction" and value > 1:
+            raise ConfigError(
+                f"schedule.{name} is a fraction of the training under schedule.unit 'fraction', "
+                f"0 to 1, got {value}; for epochs or steps set schedule.unit"
+            )
     if data.kind == "image_folder" and data.root is None:
         raise ConfigError(
             "data.root is missing: name the folder that holds train/ and val/, --data.root FOLDER"
