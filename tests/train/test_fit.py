@@ -190,6 +190,11 @@ def test_a_loss_that_diverges_is_recorded(tmp_path):
     [
         ({"seed": 1}, "trained with seed=0, this run asks for 1"),
         ({"model": {"width": 8}}, "trained with model.width=4, this run asks for 8"),
+        ({"optimizer": {"base_lr": 0.01}}, "trained with optimizer.base_lr="),
+        ({"optimizer": {"decay_norm_parameters": False}}, "optimizer.decay_norm_parameters=True"),
+        ({"optimizer": {"ema_decay": 0.9}}, "trained with optimizer.ema_decay=None"),
+        ({"schedule": {"warmup": 0.5}}, "trained with schedule.warmup="),
+        ({"trainer": {"accumulate": 2}}, "trained with trainer.accumulate=1, this run asks for 2"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(tmp_path, change, message):
