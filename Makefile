@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
 
-.PHONY: help setup demo test check bench nightly clean
+.PHONY: help setup demo test check bench nightly tune clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,13 @@ bench: $(STAMP)  ## time the layers against PyTorch's own on this machine
 
 nightly: $(STAMP)  ## the hour-long sweep whose rows are committed under results/
 	$(BIN)/batchfree reproduce batch-size --preset hour --output runs/batch-size
+
+tune: $(STAMP)  ## the short sweeps behind the choices in docs/batch-size.md, about ten minutes
+	for field in optimizer.base_lr=0.1 optimizer.base_lr=0.2 optimizer.base_lr=0.4 \
+	    model.zero_init_residual=true model.channels_per_group=16 model.num_groups=8; do \
+	  $(BIN)/batchfree reproduce batch-size --norms bn gn --sizes 32 --seeds 1 --steps 600 \
+	    --$$field --output results/tuning/$$field || exit 1; \
+	done
 
 clean:  ## remove the environment and build leftovers
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
