@@ -74,8 +74,8 @@ class Preset:
 
 
 PRESETS = {
-    "quick": Preset(("bn", "gn"), (32, 2), 1, 300, 597, 10),
-    "demo": Preset(("bn", "gn", "gn+ws"), SIZES, 1, 1000, 1194, 25),
+    "quick": Preset(("bn", "gn"), (32, 2), 1, 200, 597, 10),
+    "demo": Preset(("bn", "gn", "gn+ws"), SIZES, 1, 800, 1194, 25),
     "hour": Preset(),
 }
 
