@@ -37,7 +37,7 @@ nightly: $(STAMP)  ## the hour-long sweep whose rows are committed under results
 
 tune: $(STAMP)  ## the short sweeps behind the choices in docs/batch-size.md, about ten minutes
 	for field in optimizer.base_lr=0.1 optimizer.base_lr=0.2 optimizer.base_lr=0.4 \
-	    model.zero_init_residual=true model.channels_per_group=16 model.num_groups=8; do \
+	    model.zero_init_residual=true model.channels_per_group=16; do \
 	  $(BIN)/batchfree reproduce batch-size --norms bn gn --sizes 32 --seeds 1 --steps 600 \
 	    --$$field --output results/tuning/$$field || exit 1; \
 	done
