@@ -99,3 +99,18 @@ def test_the_committed_rows_are_of_a_clean_commit_with_three_seeds():
     assert all(row.commit and not row.commit.endswith("+dirty") for row in results.rows)
     for norm in norms(results):
         assert len(cell(results, norm, results.sizes[0]).seeds) >= 3
+
+
+def tuning_table(folder):
+    """The table of the short sweeps: validation error of BN at 32 and of GN, one seed."""
+    lines = ["| changed from the recipe | BN at 32 | GN |", "|---|---|---|"]
+    for path in sorted(folder.glob("*/results.json")):
+        results = read_results(path)
+        errors = {row.norm: f"{row.val_error:.1f}" for row in results.rows}
+        lines.append(f"| `{path.parent.name}` | {errors['bn']} | {errors['gn']} |")
+    return "\n".join(lines)
+
+
+def test_the_table_of_short_sweeps_is_that_of_the_committed_rows():
+    table = tuning_table(ROOT / "results" / "tuning")
+    assert table in (ROOT / "docs" / "batch-size.md").read_text(), f"it should show\n{table}"
