@@ -20,7 +20,7 @@ def demo(args: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="batchfree demo",
         description="Trains BatchNorm and GroupNorm networks on embedded data, over normalisation "
-        "batches 32, 16, 8, 4 and 2, and writes a report. About six minutes on two cores.",
+        "batches 32, 16, 8, 4 and 2, and writes a report. About five minutes on two cores.",
     )
     parser.add_argument("--quick", action="store_true", help="sizes 32 and 2 only, a minute")
     _add_output(parser)
