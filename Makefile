@@ -29,8 +29,9 @@ check: $(STAMP)  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## time the layers against PyTorch's own on this machine
-	$(BIN)/python -m benchmarks
+bench: $(STAMP)  ## time the layers against their peers on this machine, a few minutes
+	$(BIN)/batchfree bench target --allocator keep --output runs/bench
+	$(BIN)/batchfree bench overhead --allocator keep --output runs/bench-overhead
 
 nightly: $(STAMP)  ## the hour-long sweep whose rows are committed under results/
 	$(BIN)/batchfree reproduce batch-size --preset hour --output runs/batch-size

@@ -24,6 +24,7 @@ ORDER = [
     {"train"},
     {"recipes"},
     {"experiments"},
+    {"bench"},
     {"report"},
     {"cli"},
 ]

@@ -187,7 +187,7 @@ def test_a_missing_library_is_named_with_its_remedy(results, tmp_path, monkeypat
         return original(name, *args, **kwargs)
 
     original = builtins.__import__
-    for name in ("page", "figures_static"):
+    for name in ("page", "figures_static", "templating"):
         monkeypatch.delitem(sys.modules, f"batchfree.report.{name}", raising=False)
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match=rf'needs {library}.*pip install "batchfree\[report\]"'):

@@ -133,5 +133,8 @@ COMMANDS: dict[str, Command] = {
     "reproduce": Command(
         "run an experiment of the talk and report it", _command("reproduce", "reproduce")
     ),
+    "bench": Command(
+        "time the layers against their peers on this machine", _command("bench", "bench")
+    ),
     "report": Command("write results as one HTML page", _command("reproduce", "report")),
 }

@@ -7,6 +7,7 @@ import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from batchfree._errors import ConfigError
 from batchfree.cli.parsing import check_experiment, parse, parse_fields
 
 if TYPE_CHECKING:
@@ -79,13 +80,26 @@ def report(args: list[str]) -> int:
         prog="batchfree report",
         description="Writes results as one self-contained HTML page, with figures beside it.",
     )
-    parser.add_argument("results", nargs="+", type=Path, help="results.json, or its folder")
+    parser.add_argument(
+        "results", nargs="+", type=Path, help="results.json or bench.json, or its folder"
+    )
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"))
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     options = parse(parser, args)
+    from batchfree.bench.results import is_bench, read_bench
     from batchfree.experiments.results import read_results
-    from batchfree.report import write_report
+    from batchfree.report import write_bench_page, write_report
 
+    timings = [path for path in options.results if is_bench(path)]
+    if timings:
+        if len(timings) < len(options.results):
+            raise ConfigError(
+                "benchmarks and experiments do not share a page; name one kind, "
+                f"such as {' '.join(map(str, timings))}"
+            )
+        page = write_bench_page([read_bench(path) for path in timings], options.output)
+        _show(page, options.open)
+        return 0
     files = [path / "results.json" if path.is_dir() else path for path in options.results]
     _show(write_report([read_results(file) for file in files], options.output), options.open)
     return 0

@@ -1,7 +1,7 @@
 """Which backend serves a call of `group_norm`: an explicit choice, or the first that can.
 
 A backend is a function with the reference's signature and a rule that names the calls it refuses.
-Compiled backends register themselves here, ahead of PyTorch's own.
+Compiled backends stand ahead of PyTorch's own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from torch import Tensor
 
 from batchfree._checks import check_choice, suggest
 from batchfree._errors import BackendError, ConfigError
+from batchfree.ops import cpu
 from batchfree.ops.aten import group_norm_aten
+from batchfree.ops.onnx import exporting, group_norm_onnx
 from batchfree.ops.reference import group_norm_reference
 
 Run = Callable[
@@ -35,13 +37,20 @@ class Backend:
     run: Run
     refusal: Callable[[Tensor], str | None] = _serves_all
     """Returns the reason why the backend cannot serve this x, or None where it can."""
+    self_contained: bool = False
+    """Whether `run` checks its arguments, takes no notice of autocast and keeps x's memory format,
+    so that nothing needs to be done around it."""
 
 
 # In order of preference. The last one serves every call that the checks let through.
 BACKENDS: dict[str, Backend] = {
+    "cpu": Backend("cpu", cpu.group_norm_cpu, cpu.refusal, self_contained=True),
     "aten": Backend("aten", group_norm_aten),
     "reference": Backend("reference", group_norm_reference),
 }
+
+# What a captured program holds unless a backend is chosen; others than Python read it.
+_EXPORT = Backend("export", group_norm_onnx)
 
 # Process-wide, as torch.backends.cudnn.flags is: a plain global that torch.compile can guard on.
 _chosen: str | None = os.environ.get("BATCHFREE_BACKEND") or None
@@ -56,8 +65,9 @@ def backend(name: str | None) -> Iterator[None]:
     `BackendError` instead of handing the call to another.
 
     Args:
-        name: `"aten"` (PyTorch's own kernels), `"reference"` (plain PyTorch: slow, and the same to
-            the bit for any batch and any number of threads) or None (the first that can).
+        name: `"cpu"` (the C++ kernels), `"aten"` (PyTorch's own kernels), `"reference"` (plain
+            PyTorch, slow) or None (the first that can). A sample's result is the same to the bit
+            whatever its batch and the number of threads with `"cpu"` and `"reference"`.
 
     Raises:
         ValueError: the name is not that of a backend.
@@ -85,7 +95,12 @@ def select(x: Tensor) -> Backend:
         ConfigError: BATCHFREE_BACKEND does not name a backend.
     """
     if _chosen is None:
-        return next(b for b in BACKENDS.values() if b.refusal(x) is None)
+        if exporting():
+            return _EXPORT
+        first = next(b for b in BACKENDS.values() if b.refusal(x) is None)
+        if cpu.missing is not None and x.is_cpu:
+            cpu.say_once()
+        return first
     if _chosen not in BACKENDS:
         known = ", ".join(BACKENDS)
         raise ConfigError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 
 import torch
@@ -12,6 +11,7 @@ from batchfree import _checks
 from batchfree._errors import DegenerateGroupWarning
 from batchfree.ops.activations import Activation, check_activation
 from batchfree.ops.backend import select
+from batchfree.ops.layout import laid_out_like
 
 _warned_degenerate = False
 
@@ -70,6 +70,50 @@ def group_norm(
         >>> y.shape, bool(y.min() >= 0)
         (torch.Size([2, 64, 8, 8]), True)
     """
+    try:
+        y = _serve(x, num_groups, weight, bias, eps, activation, residual)
+    except Exception:
+        # The kernels check what they need in a few words; these say it in the caller's.
+        _check(x, num_groups, weight, bias, eps, activation, residual)
+        raise
+    if x.numel() == x.shape[0] * num_groups:
+        _warn_degenerate(x, num_groups)
+    return y
+
+
+def _serve(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+) -> Tensor:
+    backend = select(x)
+    if backend.self_contained and not torch.compiler.is_compiling():
+        return backend.run(x, num_groups, weight, bias, eps, activation, residual)
+    _check(x, num_groups, weight, bias, eps, activation, residual)
+    if backend.self_contained:
+        return backend.run(x, num_groups, weight, bias, eps, activation, residual)
+    if not _autocasts(x.device.type):
+        y = backend.run(x, num_groups, weight, bias, eps, activation, residual)
+    else:
+        # Autocast would run the norm in float32 and hand float32 on, at twice the memory.
+        with torch.autocast(x.device.type, enabled=False):
+            y = backend.run(x, num_groups, weight, bias, eps, activation, residual)
+    return laid_out_like(x, y)
+
+
+def _check(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+) -> None:
     _checks.check_input(x)
     _checks.check_num_groups(num_groups, x.shape[1])
     _checks.check_parameter("weight", weight, x)
@@ -77,40 +121,15 @@ def group_norm(
     _checks.check_eps(eps)
     check_activation(activation)
     _checks.check_residual(residual, x)
-    if math.prod(x.shape[1:]) == num_groups:
-        _warn_degenerate(x, num_groups)
-
-    serve = select(x).run
-    if _autocasts(x.device.type):
-        # Autocast would run the norm in float32 and hand float32 on, at twice the memory.
-        with torch.autocast(x.device.type, enabled=False):
-            y = serve(x, num_groups, weight, bias, eps, activation, residual)
-    else:
-        y = serve(x, num_groups, weight, bias, eps, activation, residual)
-    return _laid_out_like(x, y)
 
 
 def _autocasts(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
-def _laid_out_like(x: Tensor, y: Tensor) -> Tensor:
-    """y in channels_last(_3d) where x is laid out so and is not contiguous; else contiguous."""
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
-    if last is None or x.is_contiguous():
-        return y.contiguous()
-    try:
-        memory_format = last if x.is_contiguous(memory_format=last) else torch.contiguous_format
-        return y.contiguous(memory_format=memory_format)
-    except RuntimeError as error:
-        if "vmap" not in str(error):
-            raise
-        return y  # inside of vmap tensors have no memory format
-
-
 def _warn_degenerate(x: Tensor, num_groups: int) -> None:
     global _warned_degenerate
-    if _warned_degenerate or torch.compiler.is_compiling():
+    if _warned_degenerate or x.shape[0] == 0 or torch.compiler.is_compiling():
         return
     _warned_degenerate = True
     warnings.warn(

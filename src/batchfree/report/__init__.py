@@ -8,9 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from batchfree._errors import ConfigError
+from batchfree.bench.results import Bench
 from batchfree.experiments.results import Results
 
-__all__ = ["check_installed", "write_report"]
+__all__ = ["check_installed", "write_bench_page", "write_report"]
 
 _LIBRARIES = ("plotly", "jinja2", "markupsafe", "matplotlib")
 
@@ -65,6 +66,31 @@ def write_report(
         from batchfree.report.page import write
 
         return write(several, output, figures)
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library not in _LIBRARIES:
+            raise
+        raise _missing(library) from None
+
+
+def write_bench_page(benches: Sequence[Bench], output: str | os.PathLike[str]) -> Path:
+    """Write benchmarks as one HTML page that needs nothing but itself.
+
+    Args:
+        benches: what `batchfree.bench.results.read_bench` gives; at least one.
+        output: the page, such as `bench.html`; folders above it are made.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        ConfigError: a library of the `report` extra is not installed, or there is no benchmark.
+        OSError: a file cannot be written; the message names it and what to do.
+    """
+    try:
+        from batchfree.report.bench_page import write
+
+        return write(benches, output)
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
         if library not in _LIBRARIES:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from batchfree._errors import ConfigError
 from batchfree.experiments.paper import IMAGENET_RESNET50
@@ -17,7 +13,7 @@ from batchfree.experiments.results import Results, write_whole
 from batchfree.report import provenance, tables, words
 from batchfree.report.charts import Chart, charts
 from batchfree.report.figures_plotly import plotly_figures
-from batchfree.report.styles import Style, translucent
+from batchfree.report.templating import fill
 
 _STATIC = ("summary", "curves")
 
@@ -46,13 +42,6 @@ def write(results: Sequence[Results], output: str | os.PathLike[str], figures: b
 
 def render(results: Sequence[Results], drawn: Sequence[Sequence[Chart]]) -> str:
     """The page's HTML."""
-    environment = Environment(
-        loader=PackageLoader("batchfree.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     pairs = zip(results, drawn, strict=True)
     sections = [_section(item, found, rank) for rank, (item, found) in enumerate(pairs)]
     plots = {
@@ -61,20 +50,13 @@ def render(results: Sequence[Results], drawn: Sequence[Sequence[Chart]]) -> str:
         for chart in section["charts"]
         for plot in chart["plots"]
     }
-    styles = {
-        style.key: style for found in drawn for chart in found for style in chart.legend.values()
-    }
-    source = environment.loader.get_source  # type: ignore[union-attr]
-    return environment.get_template("page.html.j2").render(
+    styles = [style for found in drawn for chart in found for style in chart.legend.values()]
+    return fill(
+        "page.html.j2",
+        plots=plots,
+        styles=styles,
         title=words.headline(results[0]),
         sections=sections,
-        plots=plots,
-        light=_variables(styles.values(), dark=False),
-        dark=_variables(styles.values(), dark=True),
-        # Ours or Plotly's, never a results file's: the only text that is not escaped.
-        css=Markup(source(environment, "page.css")[0]),  # noqa: S704
-        js=Markup(source(environment, "page.js")[0]),  # noqa: S704
-        plotly=Markup(get_plotlyjs()) if plots else "",  # noqa: S704
         paper=IMAGENET_RESNET50,
         paper_table=tables.paper_table(IMAGENET_RESNET50),
     )
@@ -127,12 +109,3 @@ def _spoken(chart: Chart, index: int) -> str:
     )
     where = f", {panel.title}" if panel.title else ""
     return f"{chart.title}{where}. {chart.y_label} by {chart.x_label}. {ends}."
-
-
-def _variables(styles: Iterable[Style], dark: bool) -> dict[str, str]:
-    found = {}
-    for style in styles:
-        color = style.dark if dark else style.light
-        found[f"--line-{style.key}"] = color
-        found[f"--band-{style.key}"] = translucent(color, 0.16 if dark else 0.13)
-    return found

@@ -1,1 +1,0 @@
-"""Timings of the layers against their peers, measured in the same run."""

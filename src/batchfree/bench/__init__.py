@@ -1,0 +1,1 @@
+"""The kernels against their peers on this machine: suites, runner, host overhead, training step."""

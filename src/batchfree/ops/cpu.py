@@ -1,0 +1,93 @@
+"""The C++ kernels (csrc/): finds the compiled library and registers it for the CPU."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from batchfree._errors import ConfigError
+from batchfree.ops.fused import group_norm_fused as group_norm_cpu
+from batchfree.ops.fused import library
+
+__all__ = ["capability", "group_norm_cpu", "missing", "refusal"]
+
+# As in csrc/registration.cpp, which chooses the best that the processor has.
+CAPABILITIES = ("baseline", "avx2", "avx512")
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _load() -> str | None:
+    """Loads the library; returns why there is none, or None where it is loaded."""
+    path = os.environ.get("BATCHFREE_KERNELS") or Path(__file__).parents[1] / "_kernels.so"
+    if not Path(path).is_file():
+        return f"the C++ kernels were not built ({path} does not exist)"
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        return f"the C++ kernels do not load into this PyTorch {torch.__version__}: {error}"
+    return None
+
+
+library.define("cpu_capability() -> int")
+missing = _load()
+"""Why the kernels are not there, or None where they are."""
+
+
+def capability() -> str | None:
+    """The instruction set that serves: baseline, avx2 or avx512; None without the kernels.
+
+    Raises:
+        ConfigError: BATCHFREE_CPU_CAPABILITY names none, or one that this processor lacks.
+    """
+    if missing:
+        return None
+    code = torch.ops.batchfree.cpu_capability()
+    if code >= len(CAPABILITIES):
+        raise ConfigError(
+            "BATCHFREE_CPU_CAPABILITY must be one of baseline, avx2, avx512, and an instruction "
+            f"set of this processor, got {os.environ.get('BATCHFREE_CPU_CAPABILITY')!r}"
+        )
+    return CAPABILITIES[code]
+
+
+_said = False
+
+
+def say_once() -> None:
+    """Warns, once a process, that calls are served without the kernels."""
+    global _said
+    if not _said:
+        _said = True
+        warnings.warn(
+            f"{missing}; group_norm works on PyTorch's own operators, unfused. To build them: a "
+            "C++17 compiler, then pip install --force-reinstall --no-deps batchfree (said once)",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+
+
+def serves(x: Tensor) -> bool:
+    """Whether the kernels take x."""
+    return missing is None and x.is_cpu and x.dtype in _DTYPES and is_plain(x)
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether x is no wrapper of other tensors, such as DTensor."""
+    return type(x) in _PLAIN or not is_traceable_wrapper_subclass(x)
+
+
+def refusal(x: Tensor) -> str | None:
+    """Why the kernels do not take x, or None where they do."""
+    if serves(x):
+        return None
+    if not x.is_cpu:
+        return f"the C++ kernels serve the CPU, and x is on {x.device}"
+    if x.dtype not in _DTYPES:
+        return f"the C++ kernels take float32, bfloat16 and float16, not {x.dtype}"
+    return missing or f"the C++ kernels take plain tensors, not {type(x).__name__}"
