@@ -115,7 +115,12 @@ class Wheel(bdist_wheel):
 
 setup(
     ext_modules=[
-        Extension("batchfree._kernels", sorted(str(p) for p in SOURCES.glob("*.cpp"))),
+        Extension(
+            "batchfree._kernels",
+            sorted(str(p) for p in SOURCES.glob("*.cpp")),
+            depends=sorted(str(p) for p in SOURCES.glob("*.h")),
+            optional=os.environ.get("BATCHFREE_BUILD_KERNELS") != "1",
+        ),
     ],
     cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from batchfree._errors import ConfigError
-from batchfree.ops.fused import group_norm_fused as group_norm_cpu
+from batchfree.ops.autograd import group_norm_fused as group_norm_cpu
 from batchfree.ops.fused import library
 
 __all__ = ["capability", "group_norm_cpu", "missing", "refusal"]

@@ -1,4 +1,4 @@
-"""The gradient of the fused call in plain PyTorch, itself differentiable: for second derivatives."""
+"""The gradient of the fused call in plain, differentiable PyTorch: for second derivatives."""
 
 from __future__ import annotations
 

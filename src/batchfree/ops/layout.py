@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def samples_channels_last(x: Tensor) -> bool:
-    """Whether each sample of x, (N, C, H, W) or (N, C, D, H, W), is channels-last and not contiguous.
+    """Whether each sample of x, (N, C, H, W) or (N, C, D, H, W), is channels-last in memory.
 
     The distance between samples does not count, so that a slice of a batch is laid out, and
     therefore computed, as the batch is.
