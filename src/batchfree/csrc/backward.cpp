@@ -39,6 +39,8 @@ void Backward::channels_first() const {
   const int64_t size = shape.element_size(), groups = shape.groups, n = shape.positions;
   const int64_t width = shape.group_channels(), leaves = divide_up(n, kLeaf);
   const Output dz_kept = kept();
+  // Not where dz was just written to the same lines.
+  const bool past_caches = dz_kept.data != dx.data && exceeds_caches(shape);
   const auto first_pass = kernels.backward_sums[activation][kind];
   const auto second_pass = dz_kept.data ? kernels.backward_input[kNone][kNoAux]
                                         : kernels.backward_input[activation][kind];
@@ -74,7 +76,8 @@ void Backward::channels_first() const {
     const char* incoming = dz_kept.data ? dz_kept.sample(sample) : dy.sample(sample);
     second_pass(x.sample(sample) + offset, incoming + offset,
                 aux.data ? aux.sample(sample) + offset : nullptr, dx.sample(sample) + offset, count,
-                channel_of(statistics, row / width, p.gamma[channel], p.beta[channel]), g);
+                channel_of(statistics, row / width, p.gamma[channel], p.beta[channel]), g,
+                past_caches);
   };
 
   const int64_t tasks = shape.n * groups, elements = shape.group_elements();
@@ -125,6 +128,7 @@ void Backward::channels_last() const {
   const int64_t size = shape.element_size(), c = shape.c, rows = shape.positions;
   const int64_t width = shape.group_channels(), leaves = divide_up(rows, kLeafRows);
   const Output dz_kept = kept();
+  const bool past_caches = dz_kept.data != dx.data && exceeds_caches(shape);
   const auto first_pass = kernels.rows_backward_sums[activation][kind];
   const auto second_pass = dz_kept.data ? kernels.rows_backward_input[kNone][kNoAux]
                                         : kernels.rows_backward_input[activation][kind];
@@ -187,7 +191,8 @@ void Backward::channels_last() const {
     const char* incoming = dz_kept.data ? dz_kept.sample(sample) : dy.sample(sample);
     second_pass(x.sample(sample) + offset, incoming + offset,
                 aux.data ? aux.sample(sample) + offset : nullptr, dx.sample(sample) + offset,
-                leaf_rows(leaf), c, channels(sample), {f + 3 * c, f + 4 * c, f + 5 * c});
+                leaf_rows(leaf), c, channels(sample), {f + 3 * c, f + 4 * c, f + 5 * c},
+                past_caches);
   };
 
   if (fills_threads(shape.n) || shape.n * shape.sample_elements() <= kGrain) {

@@ -6,19 +6,81 @@
 namespace batchfree {
 namespace BATCHFREE_NAMESPACE {
 
+// Of a float32, float16 or bfloat16 result.
 template <class E>
-constexpr bool kFineFor = sizeof(E) == 4;
-
-// Calls body(access, i) for every vector of n elements: full ones, then what is left over.
-template <class Body>
-BF_INLINE void for_each_vector(int64_t n, Body body) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) body(Full{}, i);
-  if (i < n) body(Part{int(n - i)}, i);
-}
+constexpr int kBitsOf = 24;
+template <>
+constexpr int kBitsOf<f16> = 11;
+template <>
+constexpr int kBitsOf<bf16> = 8;
 
 // Independent chains of additions, enough to hide the latency of one.
 constexpr int kChains = 4;
+
+// Where a loop leaves the values it computes.
+struct Nowhere {
+  BF_INLINE void one(int64_t, vf) {}
+  BF_INLINE void pair(int64_t, vf, vf) {}
+  template <class Access>
+  BF_INLINE void part(Access, int64_t, vf) {}
+};
+
+template <class E, bool kStream>
+struct Memory {
+  E* p;
+  inline void one(int64_t i, vf v) const {
+    if constexpr (kStream && sizeof(E) == sizeof(float)) stream(p + i, v);
+    else Full::store(p + i, v);
+  }
+  inline void pair(int64_t i, vf even, vf odd) const {
+    vu v = interleave(even, odd);
+    if constexpr (kStream) stream(p + i, v);
+    else memcpy(p + i, &v, sizeof v);
+  }
+  inline void part(Part access, int64_t i, vf v) const { access.store(p + i, v); }
+};
+
+// Calls body(access, i, chain) for the vectors of n elements, kUnroll in a round, and hands on what
+// it returns: bfloat16 in pairs of even and odd elements, then what is left over.
+template <class E, int kUnroll, class Store, class Body>
+BF_INLINE void for_each_vector(int64_t n, Store store, Body body) {
+  constexpr bool kPairs = kBitsOf<E> == 8;
+  static_assert(!kPairs || kUnroll % 2 == 0, "pairs");
+  int64_t i = 0;
+  for (; i + kUnroll * kLanes <= n; i += kUnroll * kLanes)
+    for (int k = 0; k < kUnroll; ++k) {
+      const int64_t at = i + k * kLanes;
+      if constexpr (kPairs) {
+        vf even = body(Even{}, at, k), odd = body(Odd{}, at, k + 1);
+        store.pair(at, even, odd);
+        ++k;
+      } else {
+        store.one(at, body(Full{}, at, k));
+      }
+    }
+  for (; i + kLanes <= n; i += kLanes) {
+    if constexpr (kPairs) {
+      const Part all{kLanes};
+      store.part(all, i, body(Full{}, i, 0));
+    } else {
+      store.one(i, body(Full{}, i, 0));
+    }
+  }
+  if (i < n) {
+    const Part rest{int(n - i)};
+    store.part(rest, i, body(rest, i, 0));
+  }
+}
+
+// Writes body(access, i, 0) for all i.
+template <class E, class Body>
+BF_INLINE void write_vectors(int64_t n, E* out, bool past_caches, Body body) {
+  constexpr int kUnroll = kBitsOf<E> == 8 ? 2 : 1;
+  if (past_caches && aligned(out))
+    for_each_vector<E, kUnroll>(n, Memory<E, true>{out}, body);
+  else
+    for_each_vector<E, kUnroll>(n, Memory<E, false>{out}, body);
+}
 
 // Mean and sum of squared distances of one leaf, in one pass: distances are taken from the mean of
 // the first eighth, `shift`. The mean of k of n values lies within sqrt(n / k) standard deviations of
@@ -27,23 +89,19 @@ template <class E>
 Moments moments(const void* data, int64_t n) {
   const E* x = static_cast<const E*>(data);
   const int64_t few = (n + 7) / 8;
-  vf head{};
-  for_each_vector(few, [&](auto access, int64_t i) { head += access.load(x + i); });
-  const float shift = sum(head) / float(few);
+  vf head[kChains] = {};
+  for_each_vector<E, kChains>(few, Nowhere{}, [&](auto access, int64_t i, int k) {
+    return head[k] += access.load(x + i);
+  });
+  const float shift = sum((head[0] + head[1]) + (head[2] + head[3])) / float(few);
   const vf v_shift = splat(shift);
 
   vf s1[kChains] = {}, s2[kChains] = {};
-  int64_t i = 0;
-  for (; i + kChains * kLanes <= n; i += kChains * kLanes)
-    for (int k = 0; k < kChains; ++k) {
-      vf d = Full::load(x + i + k * kLanes) - v_shift;
-      s1[k] += d;
-      s2[k] = fma(d, d, s2[k]);
-    }
-  for_each_vector(n - i, [&](auto access, int64_t j) {
-    vf d = access.keep(access.load(x + i + j) - v_shift);
-    s1[0] += d;
-    s2[0] = fma(d, d, s2[0]);
+  for_each_vector<E, kChains>(n, Nowhere{}, [&](auto access, int64_t i, int k) {
+    vf d = access.keep(access.load(x + i) - v_shift);
+    s1[k] += d;
+    s2[k] = fma(d, d, s2[k]);
+    return d;
   });
   const double t1 = sum((s1[0] + s1[1]) + (s1[2] + s1[3]));
   const double t2 = sum((s2[0] + s2[1]) + (s2[2] + s2[3]));
@@ -52,15 +110,15 @@ Moments moments(const void* data, int64_t n) {
 }
 
 template <class E, Activation kAct, bool kHasResidual>
-void apply(const void* x_data, const void* residual_data, void* y_data, int64_t n, Channel c) {
+void apply(const void* x_data, const void* residual_data, void* y_data, int64_t n, Channel c,
+           bool past_caches) {
   const E* x = static_cast<const E*>(x_data);
   const E* residual = static_cast<const E*>(residual_data);
-  E* y = static_cast<E*>(y_data);
   const vf mean = splat(c.mean), scale = splat(c.scale), offset = splat(c.offset);
-  for_each_vector(n, [&](auto access, int64_t i) {
+  write_vectors(n, static_cast<E*>(y_data), past_caches, [&](auto access, int64_t i, int) {
     vf z = fma(access.load(x + i) - mean, scale, offset);
     if constexpr (kHasResidual) z += access.load(residual + i);
-    access.store(y + i, Function<kAct, kFineFor<E>>::value(z));
+    return Function<kAct, kBitsOf<E>>::value(z);
   });
 }
 
@@ -71,7 +129,7 @@ BF_INLINE vf gradient_before(Access access, vf xc, vf scale, vf offset, vf dy, c
   if constexpr (kAux == kOutput) return access.load(aux) <= vf{} ? vf{} : dy;
   vf z = fma(xc, scale, offset);
   if constexpr (kAux == kResidual) z += access.load(aux);
-  return Function<kAct, kFineFor<E>>::gradient(z, dy);
+  return Function<kAct, kBitsOf<E>>::gradient(z, dy);
 }
 
 template <class E, Activation kAct, Aux kAux>
@@ -80,38 +138,36 @@ void backward_sums(const void* x_data, const void* dy_data, const void* aux_data
   const E* x = static_cast<const E*>(x_data);
   const E* dy = static_cast<const E*>(dy_data);
   const E* aux = static_cast<const E*>(aux_data);
-  E* dz_out = static_cast<E*>(dz_data);
   const vf mean = splat(c.mean), scale = splat(c.scale), offset = splat(c.offset);
   vf s1[kChains] = {}, s2[kChains] = {};
   auto body = [&](auto access, int64_t i, int k) {
     vf xc = access.load(x + i) - mean;
     vf dz = gradient_before<E, kAct, kAux>(access, xc, scale, offset, access.load(dy + i), aux + i);
-    if (dz_out) access.store(dz_out + i, dz);
     s1[k] += access.keep(dz);
     s2[k] = fma(access.keep(dz), access.keep(xc), s2[k]);
+    return dz;
   };
-  int64_t i = 0;
-  for (; i + kChains * kLanes <= n; i += kChains * kLanes)
-    for (int k = 0; k < kChains; ++k) body(Full{}, i + k * kLanes, k);
-  for_each_vector(n - i, [&](auto access, int64_t j) { body(access, i + j, 0); });
+  if (dz_data)
+    for_each_vector<E, kChains>(n, Memory<E, false>{static_cast<E*>(dz_data)}, body);
+  else
+    for_each_vector<E, kChains>(n, Nowhere{}, body);
   sums[0] = sum((s1[0] + s1[1]) + (s1[2] + s1[3]));
   sums[1] = sum((s2[0] + s2[1]) + (s2[2] + s2[3]));
 }
 
-// dx may be dy or aux itself: each vector is read before it is written.
+// dx may be dy itself: each vector is read before it is written.
 template <class E, Activation kAct, Aux kAux>
 void backward_input(const void* x_data, const void* dy_data, const void* aux_data, void* dx_data,
-                    int64_t n, Channel c, ChannelGradient g) {
+                    int64_t n, Channel c, ChannelGradient g, bool past_caches) {
   const E* x = static_cast<const E*>(x_data);
   const E* dy = static_cast<const E*>(dy_data);
   const E* aux = static_cast<const E*>(aux_data);
-  E* dx = static_cast<E*>(dx_data);
   const vf mean = splat(c.mean), scale = splat(c.scale), offset = splat(c.offset);
   const vf g_scale = splat(g.scale), a = splat(g.a), b = splat(g.b);
-  for_each_vector(n, [&](auto access, int64_t i) {
+  write_vectors(n, static_cast<E*>(dx_data), past_caches, [&](auto access, int64_t i, int) {
     vf xc = access.load(x + i) - mean;
     vf dz = gradient_before<E, kAct, kAux>(access, xc, scale, offset, access.load(dy + i), aux + i);
-    access.store(dx + i, fma(dz, g_scale, fnma(xc, b, -a)));
+    return fma(dz, g_scale, fnma(xc, b, -a));
   });
 }
 

@@ -1,4 +1,5 @@
 #include <cmath>
+#include <cstdio>
 
 #include "group_norm.h"
 
@@ -47,6 +48,7 @@ void Forward::channels_first() const {
   const int64_t leaves = divide_up(elements, kLeaf);
   const auto moments = scratch<Moments>(shape.n * groups * leaves);
   const auto kernel = kernels.apply[activation][residual.data != nullptr];
+  const bool past_caches = exceeds_caches(shape);
 
   auto leaf_elements = [&](int64_t leaf) {
     return leaf + 1 < leaves ? kLeaf : elements - (leaves - 1) * kLeaf;
@@ -68,7 +70,7 @@ void Forward::channels_first() const {
     const int64_t offset = (channel * shape.positions + begin) * size;
     const char* r = residual.data ? residual.sample(sample) + offset : nullptr;
     kernel(x.sample(sample) + offset, r, y.sample(sample) + offset, n,
-           channel_of(statistics, group, p.gamma[channel], p.beta[channel]));
+           channel_of(statistics, group, p.gamma[channel], p.beta[channel]), past_caches);
   };
 
   const int64_t tasks = shape.n * groups;
@@ -96,21 +98,23 @@ void Forward::channels_first() const {
 void Forward::channels_last() const {
   const int64_t size = shape.element_size(), c = shape.c, rows = shape.positions;
   const int64_t width = shape.group_channels(), leaves = divide_up(rows, kLeafRows);
-  const auto means = scratch<double>(shape.n * leaves * c), m2s = scratch<double>(shape.n * leaves * c);
+  const auto sums = scratch<float>(shape.n * leaves * 3 * c);
+  const auto moments = scratch<double>(shape.n * 2 * c);
   const auto coefficients = scratch<float>(shape.n * 3 * c);
   const auto kernel = kernels.rows_apply[activation][residual.data != nullptr];
+  const bool past_caches = exceeds_caches(shape);
 
   auto leaf_rows = [&](int64_t leaf) {
     return leaf + 1 < leaves ? kLeafRows : rows - (leaves - 1) * kLeafRows;
   };
   auto measure_leaf = [&](int64_t sample, int64_t leaf) {
-    const int64_t slot = (sample * leaves + leaf) * c;
+    float* out = &sums[(sample * leaves + leaf) * 3 * c];
     kernels.rows_moments(x.sample(sample) + leaf * kLeafRows * c * size, leaf_rows(leaf), c,
-                         &means[slot], &m2s[slot]);
+                         {out, out + c, out + 2 * c});
   };
   auto join_sample = [&](int64_t sample) {
-    double *mean = &means[sample * leaves * c], *m2 = &m2s[sample * leaves * c];
-    kernels.rows_join(mean, m2, leaves, rows, c);
+    double *mean = &moments[sample * 2 * c], *m2 = mean + c;
+    kernels.rows_join(&sums[sample * leaves * 3 * c], leaves, rows, c, mean, m2);
     float* out = &coefficients[sample * 3 * c];
     for (int64_t g = 0; g < shape.groups; ++g) {
       const int64_t group = sample * shape.groups + g, first = g * width;
@@ -132,7 +136,7 @@ void Forward::channels_last() const {
     const float* in = &coefficients[sample * 3 * c];
     const char* r = residual.data ? residual.sample(sample) + offset : nullptr;
     kernel(x.sample(sample) + offset, r, y.sample(sample) + offset, leaf_rows(leaf), c,
-           {in, in + c, in + 2 * c});
+           {in, in + c, in + 2 * c}, past_caches);
   };
 
   if (fills_threads(shape.n) || shape.n * shape.sample_elements() <= kGrain) {
@@ -152,7 +156,23 @@ void Forward::channels_last() const {
   });
 }
 
+// Of the cache that a core shares with its neighbours. sysconf would give the sum over the socket.
+int64_t last_cache_bytes() {
+  int64_t kilobytes = 0;
+  if (std::FILE* file = std::fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
+    long long read = 0;
+    if (std::fscanf(file, "%lldK", &read) == 1) kilobytes = read;
+    std::fclose(file);
+  }
+  return (kilobytes > 0 ? kilobytes : 32 << 10) << 10;
+}
+
 }  // namespace
+
+bool exceeds_caches(const Shape& shape) {
+  static const int64_t limit = last_cache_bytes() / 2;
+  return shape.n * shape.sample_bytes() > limit;
+}
 
 void forward(const Shape& shape, const Kernels& kernels, Input x, Input residual, Parameters p,
              double eps, Activation activation, Output y, Statistics statistics) {

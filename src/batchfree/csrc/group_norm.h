@@ -29,6 +29,9 @@ struct Shape {
   int64_t sample_bytes() const { return sample_elements() * element_size(); }
 };
 
+// Whether a tensor is too large to be found in the last cache by whoever reads it next.
+bool exceeds_caches(const Shape& shape);
+
 // Samples of one layout at a distance of `stride` bytes; null where there is none.
 struct Input {
   const char* data = nullptr;

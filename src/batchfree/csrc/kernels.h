@@ -51,24 +51,34 @@ struct ChannelGradients {
   const float *scale, *a, *b;
 };
 
-// Pointers to elements are void*: their type is the table's.
+// Of one leaf, channels last: arrays of c floats. s1 and s2 are the sums of the distances from shift
+// and of their squares.
+struct LeafSums {
+  float *shift, *s1, *s2;
+};
+
+// Pointers to elements are void*: their type is the table's. past_caches: write with streaming
+// stores, which do not read the line they write; the caller fences.
 struct Kernels {
   // Channels first: n contiguous elements.
   Moments (*moments)(const void* x, int64_t n);
   void (*apply[kActivations][2])(const void* x, const void* residual, void* y, int64_t n,
-                                 Channel channel);
+                                 Channel channel, bool past_caches);
   // sums[0] = sum dz, sums[1] = sum dz * (x - mean); writes dz where it is not null.
   void (*backward_sums[kActivations][kAuxKinds])(const void* x, const void* dy, const void* aux,
                                                  void* dz, int64_t n, Channel channel,
                                                  float* sums);
   void (*backward_input[kActivations][kAuxKinds])(const void* x, const void* dy, const void* aux,
                                                   void* dx, int64_t n, Channel channel,
-                                                  ChannelGradient gradient);
+                                                  ChannelGradient gradient, bool past_caches);
 
   // Channels last: `rows` rows of `c` contiguous elements; one result per channel.
-  void (*rows_moments)(const void* x, int64_t rows, int64_t c, double* mean, double* m2);
+  void (*rows_moments)(const void* x, int64_t rows, int64_t c, LeafSums out);
+  // Joins the leaves of `rows` rows in all, (leaves, 3, c), into mean and m2 of each channel.
+  void (*rows_join)(const float* sums, int64_t leaves, int64_t rows, int64_t c, double* mean,
+                    double* m2);
   void (*rows_apply[kActivations][2])(const void* x, const void* residual, void* y, int64_t rows,
-                                      int64_t c, Channels channels);
+                                      int64_t c, Channels channels, bool past_caches);
   void (*rows_backward_sums[kActivations][kAuxKinds])(const void* x, const void* dy,
                                                       const void* aux, void* dz, int64_t rows,
                                                       int64_t c, Channels channels, float* sum_dz,
@@ -76,11 +86,8 @@ struct Kernels {
   void (*rows_backward_input[kActivations][kAuxKinds])(const void* x, const void* dy,
                                                        const void* aux, void* dx, int64_t rows,
                                                        int64_t c, Channels channels,
-                                                       ChannelGradients gradients);
-
-  // Joins leaves of `rows` rows in all into one moment per channel: mean and m2 are (leaves, c),
-  // the results are written to the first leaf.
-  void (*rows_join)(double* mean, double* m2, int64_t leaves, int64_t rows, int64_t c);
+                                                       ChannelGradients gradients,
+                                                       bool past_caches);
 };
 
 // Null where this build or this processor lacks the instruction set.

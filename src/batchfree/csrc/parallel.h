@@ -4,6 +4,9 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <cstdint>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 namespace batchfree {
 
@@ -15,6 +18,9 @@ template <class F>
 void parallel_each(int64_t count, int64_t elements, const F& f) {
   auto range = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) f(i);
+#if defined(__SSE2__)
+    _mm_sfence();  // streaming stores, before another thread reads
+#endif
   };
   if (count <= 1 || count * elements <= kGrain) {
     range(0, count);

@@ -7,6 +7,7 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <cmath>
 #include <optional>
 #include <vector>
 
@@ -124,7 +125,8 @@ inline Shape check_input(const Tensor& x, int64_t groups, int64_t activation) {
   return {sizes[0], sizes[1], positions, groups, false, element_type(x.scalar_type())};
 }
 
-// One value per channel in float32: the tensor's own memory where it is so, else a converted copy.
+// One value per channel in float32: the tensor's own memory where it serves, else a converted copy.
+// In a copy every NaN is the plain one, which rounding to bfloat16 relies on (vector.h).
 class ChannelValues {
  public:
   ChannelValues(const char* name, const std::optional<Tensor>& t, const Tensor& x, float missing) {
@@ -138,7 +140,7 @@ class ChannelValues {
     STD_TORCH_CHECK(t->scalar_type() == x.scalar_type() || t->scalar_type() == ScalarType::Float,
                     "batchfree::group_norm: ", name, " must be float32 or of x's dtype");
     const int64_t stride = t->stride(0);
-    if (t->scalar_type() == ScalarType::Float && (stride == 1 || c == 1)) {
+    if (x.scalar_type() == ScalarType::Float && (stride == 1 || c == 1)) {
       borrowed_ = *t;
       return;
     }
@@ -157,7 +159,10 @@ class ChannelValues {
  private:
   template <class E>
   void copy(const E* p, int64_t stride) {
-    for (size_t i = 0; i < values_.size(); ++i) values_[i] = float(p[int64_t(i) * stride]);
+    for (size_t i = 0; i < values_.size(); ++i) {
+      const float value = float(p[int64_t(i) * stride]);
+      values_[i] = value == value ? value : NAN;
+    }
   }
   std::optional<Tensor> borrowed_;
   std::vector<float> values_;

@@ -21,7 +21,6 @@ typedef float vf __attribute__((vector_size(kLanes * 4)));
 typedef int32_t vi __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t vu __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t vh __attribute__((vector_size(kLanes * 2)));
-typedef double vd __attribute__((vector_size(kLanes * 8)));
 
 #define BF_INLINE static inline __attribute__((always_inline))
 
@@ -78,12 +77,12 @@ BF_INLINE vf widen(vh h, bf16) {
 #endif
 }
 
-// Rounds to nearest, ties to even. NaN is cut off, not rounded, which would carry into its exponent;
-// every NaN that arithmetic returns has its highest fraction bit set, so it stays NaN.
+// The upper half of the sum is v rounded to nearest, ties to even. NaN stays NaN: its lower half is
+// zero here, since it comes from a bfloat16 or from the coefficients, whose NaN is the plain one.
+BF_INLINE vu round_up(vf v) { return (vu)v + 0x7fffu + (((vu)v >> 16) & 1u); }
+
 BF_INLINE vh narrow(vf v, bf16) {
-  vu bits = (vu)v;
-  vu rounding = (0x7fffu + ((bits >> 16) & 1u)) & (vu)(vi)(v == v);
-  vu rounded = (bits + rounding) >> 16;
+  vu rounded = round_up(v) >> 16;
 #if defined(__AVX2__) && BATCHFREE_LANES == 8
   __m256i r = (__m256i)rounded;
   return (vh)_mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
@@ -131,7 +130,7 @@ BF_INLINE vh narrow(vf v, f16) {
 #endif
 }
 
-// Access to a full vector of elements in memory.
+// How a kernel reads the vector at an address. Access to a full vector of elements:
 struct Full {
   BF_INLINE vf load(const float* p) {
     vf v;
@@ -151,13 +150,40 @@ struct Full {
     memcpy(p, &h, sizeof h);
   }
   BF_INLINE vf keep(vf v) { return v; }
-  static constexpr int count() { return kLanes; }
 };
+
+// Every other element of 2 * kLanes bfloat16 values: taken apart and joined again by a shift and a
+// mask, where neighbours would have to be shuffled across the vector.
+struct Even {
+  BF_INLINE vf load(const bf16* p) {
+    vu v;
+    memcpy(&v, p, sizeof v);
+    return (vf)(v << 16);
+  }
+  BF_INLINE vf keep(vf v) { return v; }
+};
+
+struct Odd {
+  BF_INLINE vf load(const bf16* p) {
+    vu v;
+    memcpy(&v, p, sizeof v);
+    return (vf)(v & 0xffff0000u);
+  }
+  BF_INLINE vf keep(vf v) { return v; }
+};
+
+BF_INLINE vu interleave(vf even, vf odd) {
+  vu low = round_up(even) >> 16, high = round_up(odd);
+#if defined(__AVX2__) && BATCHFREE_LANES == 8
+  return (vu)_mm256_blend_epi16((__m256i)low, (__m256i)high, 0xaa);
+#else
+  return low | (high & 0xffff0000u);
+#endif
+}
 
 // Access to the first n < kLanes elements: others read as zero and are not written.
 struct Part {
   int n;
-  int count() const { return n; }
   template <class E>
   inline vf load(const E* p) const {
     E buffer[kLanes] = {};
@@ -177,6 +203,46 @@ struct Part {
     return lane < n ? v : vf{};
   }
 };
+
+// Lanes lane(0), lane(1), ... of a and b side by side; constant after inlining.
+template <class Lane>
+BF_INLINE vf shuffle(vf a, vf b, Lane lane) {
+#if defined(__GNUC__) && !defined(__clang__)
+  vi mask;
+  for (int i = 0; i < kLanes; ++i) mask[i] = lane(i);
+  return __builtin_shuffle(a, b, mask);
+#else
+  vf v;
+  for (int i = 0; i < kLanes; ++i) v[i] = lane(i) < kLanes ? a[lane(i)] : b[lane(i) - kLanes];
+  return v;
+#endif
+}
+
+// The even (which = 0) or odd (1) lanes of a and b; and the inverse, the first or second half of
+// two vectors taken in turn.
+BF_INLINE vf every_other(vf a, vf b, int which) {
+  return shuffle(a, b, [=](int i) { return 2 * i + which; });
+}
+
+BF_INLINE vf alternate(vf even, vf odd, int half) {
+  return shuffle(even, odd, [=](int i) { return i % 2 * kLanes + half * (kLanes / 2) + i / 2; });
+}
+
+// Writes past the caches, to an address that is a multiple of the vector's size.
+template <class V>
+BF_INLINE void stream(void* p, V v) {
+#if defined(__clang__)
+  __builtin_nontemporal_store(v, (V*)p);
+#elif defined(__AVX512F__) && BATCHFREE_LANES == 16
+  _mm512_stream_si512((__m512i*)p, (__m512i)v);
+#elif defined(__AVX__) && BATCHFREE_LANES == 8
+  _mm256_stream_si256((__m256i*)p, (__m256i)v);
+#else
+  memcpy(p, &v, sizeof v);
+#endif
+}
+
+BF_INLINE bool aligned(const void* p) { return (uintptr_t)p % sizeof(vf) == 0; }
 
 }  // namespace BATCHFREE_NAMESPACE
 }  // namespace batchfree

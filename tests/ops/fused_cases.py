@@ -1,0 +1,78 @@
+"""Inputs for the tests of the fused kernels, and one call of them, forward and backward."""
+
+from typing import NamedTuple
+
+import torch
+
+import batchfree
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+LAYOUTS = ["contiguous", "channels_last"]
+
+
+class Inputs(NamedTuple):
+    x: torch.Tensor
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    residual: torch.Tensor | None
+    dy: torch.Tensor
+
+    def rows(self, rows):
+        """The same of some samples, not copied."""
+        residual = None if self.residual is None else self.residual[rows]
+        return self._replace(x=self.x[rows], residual=residual, dy=self.dy[rows])
+
+
+class Outputs(NamedTuple):
+    y: torch.Tensor
+    dx: torch.Tensor
+    dweight: torch.Tensor
+    dbias: torch.Tensor
+    dresidual: torch.Tensor | None
+
+
+def laid_out(t, layout):
+    """t in channels last where the layout and the rank are for it, else contiguous."""
+    if layout == "channels_last" and t.dim() in (4, 5):
+        last = torch.channels_last if t.dim() == 4 else torch.channels_last_3d
+        return t.contiguous(memory_format=last)
+    return t.contiguous()
+
+
+def draw(
+    shape, dtype=torch.float32, layout="contiguous", *, residual=True, parameter_dtype=None, seed=0
+):
+    """Normal values, x shifted off zero; parameters of x's dtype unless another is named."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size, of=dtype, shift=0.0):
+        return (torch.randn(size, generator=generator) + shift).to(of)
+
+    return Inputs(
+        laid_out(normal(*shape, shift=0.3), layout),
+        normal(shape[1], of=parameter_dtype or dtype, shift=1.0),
+        normal(shape[1], of=parameter_dtype or dtype),
+        laid_out(normal(*shape), layout) if residual else None,
+        laid_out(normal(*shape), layout),
+    )
+
+
+def differentiate(function, inputs):
+    """y = function(x, weight, bias, residual) and the gradients of (y * dy).sum()."""
+    leaves = [None if t is None else t.detach().requires_grad_() for t in inputs[:4]]
+    y = function(*leaves)
+    there = [t for t in leaves if t is not None]
+    gradients = iter(torch.autograd.grad(y, there, inputs.dy))
+    return Outputs(y.detach(), *(None if t is None else next(gradients) for t in leaves))
+
+
+def fused(inputs, num_groups, activation=None, eps=1e-5):
+    """By the C++ kernels, and by nothing else."""
+
+    def function(x, weight, bias, residual):
+        return batchfree.group_norm(
+            x, num_groups, weight, bias, eps, activation=activation, residual=residual
+        )
+
+    with batchfree.backend("cpu"):
+        return differentiate(function, inputs)
