@@ -101,7 +101,8 @@ void sum_samples(const double* per_sample, int64_t n, int64_t c, int64_t splits,
 
 Tensor parameter_gradient(const double* per_sample, const Shape& shape, int64_t splits,
                           ScalarType type) {
-  Tensor out = new_contiguous({splits, shape.c}, type);
+  Tensor out = splits ? new_contiguous({splits, shape.c}, type) : new_contiguous({shape.c}, type);
+  if (splits == 0) splits = 1;
   void* p = out.mutable_data_ptr();
   switch (type) {
     case ScalarType::Float:
@@ -132,7 +133,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_backward(
                       statistics.is_contiguous() &&
                       statistics.numel() == 3 * shape.n * num_groups,
                   "batchfree::group_norm_backward: statistics must be what group_norm returned");
-  STD_TORCH_CHECK(splits > 0 && shape.n % splits == 0, "batchfree::group_norm_backward: ", splits,
+  STD_TORCH_CHECK(splits == 0 || (splits > 0 && shape.n % splits == 0), "batchfree::group_norm_backward: ", splits,
                   " splits do not divide ", shape.n, " samples");
   const ChannelValues gamma("weight", weight, x_given, 1), beta("bias", bias, x_given, 0);
   const auto& [x, channels_last] = lay_out(x_given, &shape);

@@ -14,7 +14,7 @@ PACKAGES = ("batchfree", "torch", "torchvision", "lightning", "scikit-learn")
 
 def commit() -> str | None:
     """The commit of the running code, with `+dirty` where files differ; None outside a checkout."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str | None:
         try:
@@ -31,7 +31,7 @@ def commit() -> str | None:
         return done.stdout.strip()
 
     # Installed into somebody else's checkout, the file is not one that git tracks there.
-    if git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:
         return None
     changed = git("status", "--porcelain", "--untracked-files=no", "--", str(folder))
     return f"{git('rev-parse', '--short=12', 'HEAD')}{'+dirty' if changed else ''}"

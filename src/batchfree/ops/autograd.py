@@ -21,13 +21,13 @@ NONE, RELU = CODES[None], CODES["relu"]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, bias, residual, ctx.num_groups, ctx.eps, ctx.activation = inputs
+    x, weight, bias, residual, num_groups, eps, activation = inputs
     y, statistics = output
-    ctx.mark_non_differentiable(statistics)
     ctx.set_materialize_grads(False)
+    ctx.call = num_groups, eps, activation
     # Of ReLU's residual only the output's sign matters, and the output is alive anyway.
-    sign = residual is not None and ctx.activation == RELU
-    kept = None if sign or ctx.activation == NONE else residual
+    sign = residual is not None and activation == RELU
+    kept = None if sign or activation == NONE else residual
     ctx.save_for_backward(x, weight, bias, kept, y if sign else None, statistics)
 
 
@@ -35,26 +35,24 @@ class _GroupNorm(torch.autograd.Function):
     """The two operators joined as function and gradient."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *inputs: Any) -> Any:
         output = forward_op(*inputs)
         _save(ctx, inputs, output)
-        return output
+        return output[0]
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if dy is None:
             return (None,) * 7
         needs_x, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[:4]
-        passes_on = needs_residual and ctx.activation == NONE  # the residual's gradient is dy
+        passes_on = needs_residual and ctx.call[2] == NONE  # the residual's gradient is dy
         wanted = INPUT * needs_x | WEIGHT * needs_weight | BIAS * needs_bias
         if needs_residual and not passes_on:
             wanted |= RESIDUAL
         # A graph of the gradient is asked for (create_graph, functorch).
         twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         gradient: Any = _GroupNormBackward.apply if twice else _backward
-        dx, dr, dw, db = gradient(
-            dy, *ctx.saved_tensors, ctx.num_groups, ctx.eps, ctx.activation, wanted
-        )
+        dx, dr, dw, db = gradient(dy, *ctx.saved_tensors, *ctx.call, wanted)
         return (
             dx if needs_x else None,
             dw if needs_weight else None,
@@ -79,17 +77,20 @@ def _backward(
     activation: int,
     wanted: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dx, dr, dw, db = backward_op(
-        dy, x, weight, bias, residual, y, statistics, num_groups, activation, 1, wanted
+    return backward_op(
+        dy, x, weight, bias, residual, y, statistics, num_groups, activation, 0, wanted
     )
-    return dx, dr, dw[0] if wanted & WEIGHT else dw, db[0] if wanted & BIAS else db
 
 
 class _TransformableGroupNorm(_GroupNorm):
     """For functorch, which wants the context set up apart; that costs 100 us a call."""
 
     generate_vmap_rule = True
-    setup_context = staticmethod(_save)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        _save(ctx, inputs, output)
 
     @staticmethod
     def forward(
@@ -154,6 +155,6 @@ def group_norm_fused(
     code = CODES[activation]
     if not torch.is_grad_enabled():
         return forward_op(x, weight, bias, residual, num_groups, eps, code)[0]
-    transforms = torch._C._are_functorch_transforms_active()
-    function = _TransformableGroupNorm if transforms else _GroupNorm
-    return function.apply(x, weight, bias, residual, num_groups, eps, code)[0]
+    if torch._C._are_functorch_transforms_active():
+        return _TransformableGroupNorm.apply(x, weight, bias, residual, num_groups, eps, code)[0]
+    return _GroupNorm.apply(x, weight, bias, residual, num_groups, eps, code)

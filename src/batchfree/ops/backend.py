@@ -97,10 +97,11 @@ def select(x: Tensor) -> Backend:
     if _chosen is None:
         if exporting():
             return _EXPORT
-        first = next(b for b in BACKENDS.values() if b.refusal(x) is None)
         if cpu.missing is not None and x.is_cpu:
             cpu.say_once()
-        return first
+        for candidate in BACKENDS.values():
+            if candidate.refusal(x) is None:
+                return candidate
     if _chosen not in BACKENDS:
         known = ", ".join(BACKENDS)
         raise ConfigError(

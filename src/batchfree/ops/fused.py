@@ -26,6 +26,8 @@ library.define(
     "group_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, int num_groups, "
     "float eps, int activation) -> (Tensor, Tensor)"
 )
+# splits: the gradients of the parameters are summed over each of so many runs of samples and have
+# the shape (splits, C); 0: over all samples, of shape (C,).
 library.define(
     "group_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, "
     "Tensor? y, Tensor statistics, int num_groups, int activation, int splits, int wanted) "
@@ -86,7 +88,7 @@ def _(
     def like_parameter(flag: int, p: Tensor | None) -> Tensor:
         if not wanted & flag or p is None:
             return x.new_empty((0,), dtype=torch.float32)
-        return p.new_empty((splits, x.shape[1]))
+        return p.new_empty((splits, x.shape[1]) if splits else (x.shape[1],))
 
     return (
         like_input(INPUT),
@@ -149,9 +151,13 @@ def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
         statistics.flatten(1, 2).contiguous(),
         num_groups,
         activation,
-        size * splits,
+        size * max(splits, 1),
         wanted,
     )
     # What is not wanted comes back as an empty vector, the same for all.
     dims = tuple(0 if g.dim() > 1 else None for g in gradients)
-    return tuple(_unfold(g, size) if g.dim() > 1 else g for g in gradients), dims
+    unfold = [True, True, splits > 0, splits > 0]
+    return tuple(
+        _unfold(g, size) if d == 0 and u else g
+        for g, d, u in zip(gradients, dims, unfold, strict=True)
+    ), dims

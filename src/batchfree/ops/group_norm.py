@@ -114,6 +114,8 @@ def _check(
     activation: str | None,
     residual: Tensor | None,
 ) -> None:
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return  # a traced shape is a tensor, and a check of it a warning and a constant
     _checks.check_input(x)
     _checks.check_num_groups(num_groups, x.shape[1])
     _checks.check_parameter("weight", weight, x)
@@ -124,7 +126,9 @@ def _check(
 
 
 def _autocasts(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    # Before torch 2.11 Dynamo cannot trace the question whether autocast exists for a device.
+    there = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)
+    return there and torch.is_autocast_enabled(device_type)
 
 
 def _warn_degenerate(x: Tensor, num_groups: int) -> None:
