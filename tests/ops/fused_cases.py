@@ -76,3 +76,22 @@ def fused(inputs, num_groups, activation=None, eps=1e-5):
 
     with batchfree.backend("cpu"):
         return differentiate(function, inputs)
+
+
+def per_sample(outputs, rows=slice(None)):
+    """What belongs to samples, which leaves out the gradients of the parameters."""
+    residual = None if outputs.dresidual is None else outputs.dresidual[rows]
+    return outputs._replace(
+        y=outputs.y[rows], dx=outputs.dx[rows], dresidual=residual, dweight=None, dbias=None
+    )
+
+
+def assert_same_bits(got, want):
+    """Of everything there is: values, signs of zero and NaN payloads."""
+    assert got._fields == want._fields
+    for name, a, b in zip(want._fields, got, want, strict=True):
+        assert (a is None) == (b is None), name
+        if a is not None:
+            assert a.dtype == b.dtype, name
+            bits = torch.int32 if a.dtype == torch.float32 else torch.int16
+            assert torch.equal(a.view(bits), b.view(bits)), name

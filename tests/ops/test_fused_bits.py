@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from fused_cases import DTYPES, LAYOUTS, draw, fused
+from fused_cases import DTYPES, LAYOUTS, assert_same_bits, draw, fused, per_sample
 from oracle import ACTIVATIONS
 
 pytestmark = pytest.mark.filterwarnings("ignore::batchfree.DegenerateGroupWarning")
@@ -32,28 +32,9 @@ LEVEL3_CACHE_SIZE = 194  # _SC_LEVEL3_CACHE_SIZE of glibc, for which Python has 
 PLACES = [slice(0, 1), slice(-1, None), slice(1, 3), slice(None, None, 2)]
 
 
-def assert_same_bits(got, want):
-    """Of everything there is: values, signs of zero and NaN payloads."""
-    assert got._fields == want._fields
-    for name, a, b in zip(want._fields, got, want, strict=True):
-        assert (a is None) == (b is None), name
-        if a is not None:
-            assert a.dtype == b.dtype, name
-            bits = torch.int32 if a.dtype == torch.float32 else torch.int16
-            assert torch.equal(a.view(bits), b.view(bits)), name
-
-
 @pytest.fixture(params=LAYOUTS)
 def layout(request):
     return request.param
-
-
-def per_sample(outputs, rows=slice(None)):
-    """What belongs to samples, which leaves out the gradients of the parameters."""
-    residual = None if outputs.dresidual is None else outputs.dresidual[rows]
-    return outputs._replace(
-        y=outputs.y[rows], dx=outputs.dx[rows], dresidual=residual, dweight=None, dbias=None
-    )
 
 
 def check_rows(inputs, num_groups, activation):

@@ -150,11 +150,13 @@ def group_norm_fused(
     residual: Tensor | None,
 ) -> Tensor:
     """act(GN(x) + residual) by the fused operator; arguments as in `batchfree.group_norm`."""
-    if forward_ad._current_level >= 0:
+    transforms = torch._C._are_functorch_transforms_active()
+    # Forward derivatives there are none of, and a compiled transform sees the bare operators.
+    if forward_ad._current_level >= 0 or (transforms and torch.compiler.is_compiling()):
         return group_norm_aten(x, num_groups, weight, bias, eps, activation, residual)
     code = CODES[activation]
     if not torch.is_grad_enabled():
         return forward_op(x, weight, bias, residual, num_groups, eps, code)[0]
-    if torch._C._are_functorch_transforms_active():
+    if transforms:
         return _TransformableGroupNorm.apply(x, weight, bias, residual, num_groups, eps, code)[0]
     return _GroupNorm.apply(x, weight, bias, residual, num_groups, eps, code)

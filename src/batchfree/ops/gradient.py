@@ -13,7 +13,8 @@ def activation_gradient(dy: Tensor, z: Tensor, activation: str | None) -> Tensor
     if activation == "relu":
         return dy * (z > 0)
     if activation == "silu":
-        return torch.ops.aten.silu_backward(dy, z)
+        s = torch.sigmoid(z)  # not aten's silu_backward, which has no derivative
+        return dy * (s * (1 + z * (1 - s)))
     approximate = "tanh" if activation == "gelu_tanh" else "none"
     return torch.ops.aten.gelu_backward(dy, z, approximate=approximate)
 

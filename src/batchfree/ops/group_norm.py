@@ -76,7 +76,7 @@ def group_norm(
         # The kernels check what they need in a few words; these say it in the caller's.
         _check(x, num_groups, weight, bias, eps, activation, residual)
         raise
-    if x.numel() == x.shape[0] * num_groups:
+    if not torch.compiler.is_compiling() and x.numel() == x.shape[0] * num_groups:
         _warn_degenerate(x, num_groups)
     return y
 
@@ -133,7 +133,7 @@ def _autocasts(device_type: str) -> bool:
 
 def _warn_degenerate(x: Tensor, num_groups: int) -> None:
     global _warned_degenerate
-    if _warned_degenerate or x.shape[0] == 0 or torch.compiler.is_compiling():
+    if _warned_degenerate or x.shape[0] == 0:
         return
     _warned_degenerate = True
     warnings.warn(

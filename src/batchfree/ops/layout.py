@@ -12,10 +12,20 @@ def samples_channels_last(x: Tensor) -> bool:
     The distance between samples does not count, so that a slice of a batch is laid out, and
     therefore computed, as the batch is.
     """
-    if x.dim() not in (4, 5) or x.shape[0] == 0:
+    if x.dim() not in (4, 5):
         return False
-    sample = x[0]
-    return not sample.is_contiguous() and sample.movedim(0, -1).is_contiguous()
+    positions = range(x.dim() - 1, 1, -1)
+    return not _dense(x, (*positions, 1)) and _dense(x, (1, *positions))
+
+
+def _dense(x: Tensor, dims: tuple[int, ...]) -> bool:
+    """Whether a sample is dense in memory in this order of dimensions, innermost first."""
+    expected = 1
+    for d in dims:
+        if x.shape[d] != 1 and x.stride(d) != expected:
+            return False
+        expected *= x.shape[d]
+    return True
 
 
 def laid_out_like(x: Tensor, y: Tensor) -> Tensor:
