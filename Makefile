@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
 
-.PHONY: help setup demo test check bench nightly tune clean
+.PHONY: help setup demo test check sanitize bench nightly tune clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,11 +29,15 @@ check: $(STAMP)  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+sanitize: $(STAMP)  ## the kernels' tests under the address and undefined-behaviour sanitisers
+	sh tools/sanitize.sh "$(VENV)"
+
 bench: $(STAMP)  ## time the layers against their peers on this machine, a few minutes
 	$(BIN)/batchfree bench target --allocator keep --output runs/bench
 	$(BIN)/batchfree bench overhead --allocator keep --output runs/bench-overhead
 
-nightly: $(STAMP)  ## the hour-long sweep whose rows are committed under results/
+nightly: $(STAMP)  ## 5000 random calls of the kernels, then the hour-long sweep of results/
+	BATCHFREE_FUZZ_EXAMPLES=5000 $(BIN)/python -m pytest -n $(WORKERS) tests/ops/test_fuzz.py
 	$(BIN)/batchfree reproduce batch-size --preset hour --output runs/batch-size
 
 tune: $(STAMP)  ## the short sweeps behind the choices in docs/batch-size.md, about ten minutes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import math
+import sys
 from collections.abc import Iterable
 
 import torch
@@ -68,6 +68,8 @@ def check_input(x: Tensor) -> None:
             f"x must be float32, float64, float16 or bfloat16, got {x.dtype}; "
             "convert it first, for example x.float()"
         )
+    if x.layout != torch.strided:
+        raise TypeError(f"x must be dense, got layout {x.layout}; convert it first: x.to_dense()")
     if x.dim() < 2:
         raise ValueError(
             f"x must have shape (N, C, *), at least 2 dimensions, got {tuple(x.shape)}; "
@@ -143,5 +145,5 @@ def check_eps(eps: float) -> None:
     """Raises unless eps is a finite number."""
     if not isinstance(eps, (int, float)) or isinstance(eps, bool):
         raise TypeError(f"eps must be a float, got {type(eps).__name__}")
-    if not abs(eps) < math.inf:
+    if not abs(eps) <= sys.float_info.max:
         raise ValueError(f"eps must be finite, got {eps}")

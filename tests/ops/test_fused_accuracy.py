@@ -89,6 +89,15 @@ def test_many_groups(channels, groups, size, dtype, layout):
     check_errors(draw((3, channels, *size), dtype, layout, residual=False), groups, None)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("channels", "size", "groups"),
+    [(320, 64, 32), (640, 32, 32), (1280, 16, 32), (1280, 8, 32), (4, 512, 2)],
+)
+def test_shapes_of_stable_diffusion_and_a_large_image(channels, size, groups, dtype, layout):
+    check_errors(draw((1, channels, size, size), dtype, layout), groups, "silu")
+
+
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", DTYPES)

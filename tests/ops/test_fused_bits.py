@@ -2,11 +2,14 @@
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from fused_cases import DTYPES, LAYOUTS, assert_same_bits, draw, fused, per_sample
 from oracle import ACTIVATIONS
+
+import batchfree
 
 pytestmark = pytest.mark.filterwarnings("ignore::batchfree.DegenerateGroupWarning")
 
@@ -133,6 +136,17 @@ def test_a_batch_written_past_the_caches_equals_its_samples(dtype, side, layout)
         rows = slice(i, i + 1)
         alone = fused(inputs.rows(rows), 32, "relu")
         assert_same_bits(per_sample(alone), per_sample(together, rows))
+
+
+def test_calls_of_many_threads_at_once_agree(layout):
+    """Python's threads, each of which shares its call out over torch's."""
+    torch.set_num_threads(2)
+    cases = [draw((3, 8, 61, 67), torch.bfloat16, layout, seed=seed) for seed in range(8)]
+    alone = [fused(inputs, 2, "silu") for inputs in cases]
+    with batchfree.backend("cpu"), ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda inputs: fused(inputs, 2, "silu"), cases))
+    for a, b in zip(together, alone, strict=True):
+        assert_same_bits(a, b)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8, 13, 129])

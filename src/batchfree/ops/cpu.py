@@ -31,6 +31,8 @@ def _load() -> str | None:
         torch.ops.load_library(path)
     except OSError as error:
         return f"the C++ kernels do not load into this PyTorch {torch.__version__}: {error}"
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("batchfree::group_norm", "CPU"):
+        return f"there are no C++ kernels in {path}"
     return None
 
 
@@ -78,8 +80,9 @@ def serves(x: Tensor) -> bool:
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether x is no wrapper of other tensors, such as DTensor."""
-    return type(x) in _PLAIN or not is_traceable_wrapper_subclass(x)
+    """Whether x is dense, and no wrapper of other tensors such as DTensor."""
+    plain = type(x) in _PLAIN or not is_traceable_wrapper_subclass(x)
+    return plain and x.layout == torch.strided
 
 
 def refusal(x: Tensor) -> str | None:
@@ -90,4 +93,6 @@ def refusal(x: Tensor) -> str | None:
         return f"the C++ kernels serve the CPU, and x is on {x.device}"
     if x.dtype not in _DTYPES:
         return f"the C++ kernels take float32, bfloat16 and float16, not {x.dtype}"
-    return missing or f"the C++ kernels take plain tensors, not {type(x).__name__}"
+    return missing or (
+        f"the C++ kernels take plain dense tensors, not a {type(x).__name__} of layout {x.layout}"
+    )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from batchfree import _checks
 from batchfree._errors import DegenerateGroupWarning
+from batchfree.ops import cpu
 from batchfree.ops.activations import Activation, check_activation
 from batchfree.ops.backend import select
 from batchfree.ops.layout import laid_out_like
@@ -75,6 +76,7 @@ def group_norm(
     except Exception:
         # The kernels check what they need in a few words; these say it in the caller's.
         _check(x, num_groups, weight, bias, eps, activation, residual)
+        cpu.capability()  # raises where the environment asks for one that there is not
         raise
     if not torch.compiler.is_compiling() and x.numel() == x.shape[0] * num_groups:
         _warn_degenerate(x, num_groups)
