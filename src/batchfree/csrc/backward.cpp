@@ -3,6 +3,12 @@
 namespace batchfree {
 namespace {
 
+// One channel of one sample. `group` counts through all samples.
+struct Row {
+  int64_t sample, group, channel;
+  Row next(int64_t k) const { return {sample, group, channel + k}; }
+};
+
 struct Backward {
   const Shape& shape;
   const Kernels& kernels;
@@ -20,11 +26,13 @@ struct Backward {
     if (dz.data) return dz;
     return activation >= kSilu ? dx : Output{};
   }
-  // dx = scale * dz - a - (x - mean) * b, with S1 and S2 of the group.
-  ChannelGradient input_gradient(int64_t group, float gamma, double s1, double s2) const {
-    const double rstd = statistics.rstd[group], m = double(shape.group_elements());
+  // That are read or written.
+  int64_t tensors() const { return 3 + (aux.data ? 1 : 0) + (dz.data ? 1 : 0); }
+  // dx = scale * dz - a - (x - mean) * b, with S1 and S2 of the group; of a gamma of 1.
+  ChannelGradient input_gradient(int64_t group, double s1, double s2) const {
+    const double rstd = statistics.rstd[group], each = rstd / double(shape.group_elements());
     const double shift = statistics.shift[group];
-    return {float(rstd * gamma), float(rstd / m * (s1 + shift * s2)), float(rstd * rstd / m * s2)};
+    return {float(rstd), float(each * (s1 + shift * s2)), float(rstd * each * s2)};
   }
   // From sum dz and sum dz * (x - mean) to sum dz * xh.
   double gamma_gradient(int64_t group, double sum_dz, double sum_dz_xc) const {
@@ -40,87 +48,90 @@ void Backward::channels_first() const {
   const int64_t width = shape.group_channels(), leaves = divide_up(n, kLeaf);
   const Output dz_kept = kept();
   // Not where dz was just written to the same lines.
-  const bool past_caches = dz_kept.data != dx.data && exceeds_caches(shape);
+  const bool past_caches = dz_kept.data != dx.data && exceeds_caches(shape, tensors());
   const auto first_pass = kernels.backward_sums[activation][kind];
   const auto second_pass = dz_kept.data ? kernels.backward_input[kNone][kNoAux]
                                         : kernels.backward_input[activation][kind];
 
-  auto sum_leaf = [&](int64_t row, int64_t leaf, float* sums) {
-    const int64_t sample = row / shape.c, channel = row % shape.c, group = row / width;
+  auto sum_leaf = [&](Row row, int64_t leaf, float* sums) {
     const int64_t begin = leaf * kLeaf, count = leaf + 1 < leaves ? kLeaf : n - begin;
-    const int64_t offset = (channel * n + begin) * size;
-    first_pass(x.sample(sample) + offset, dy.sample(sample) + offset,
-               aux.data ? aux.sample(sample) + offset : nullptr,
-               dz_kept.data ? dz_kept.sample(sample) + offset : nullptr, count,
-               channel_of(statistics, group, p.gamma[channel], p.beta[channel]), sums);
+    const int64_t offset = (row.channel * n + begin) * size;
+    first_pass(x.sample(row.sample) + offset, dy.sample(row.sample) + offset,
+               aux.data ? aux.sample(row.sample) + offset : nullptr,
+               dz_kept.data ? dz_kept.sample(row.sample) + offset : nullptr, count,
+               channel_of(statistics, row.group, p.gamma[row.channel], p.beta[row.channel]), sums);
   };
-  auto write_sums = [&](int64_t row, double sum_dz, double sum_dz_xc) {
-    gradients.beta[row] = sum_dz;
-    gradients.gamma[row] = gamma_gradient(row / width, sum_dz, sum_dz_xc);
+  auto write_sums = [&](Row row, double sum_dz, double sum_dz_xc) {
+    const int64_t at = row.sample * shape.c + row.channel;
+    gradients.beta[at] = sum_dz;
+    gradients.gamma[at] = gamma_gradient(row.group, sum_dz, sum_dz_xc);
   };
-  auto coefficients = [&](int64_t group, int64_t k, double s1, double s2) {
-    return input_gradient(group, p.gamma[(group % groups) * width + k], s1, s2);
-  };
-  auto group_sums = [&](int64_t group, double* s1, double* s2) {
-    *s1 = *s2 = 0;
+  // Of a group whose first channel this row is.
+  auto group_gradient = [&](Row first) {
+    const int64_t at = first.sample * shape.c + first.channel;
+    double s1 = 0, s2 = 0;
     for (int64_t k = 0; k < width; ++k) {
-      const double gamma = p.gamma[(group % groups) * width + k];
-      *s1 += gamma * gradients.beta[group * width + k];
-      *s2 += gamma * gradients.gamma[group * width + k];
+      const double gamma = p.gamma[first.channel + k];
+      s1 += gamma * gradients.beta[at + k];
+      s2 += gamma * gradients.gamma[at + k];
     }
+    return input_gradient(first.group, s1, s2);
   };
   // Positions [begin, begin + count) of one channel.
-  auto write_input = [&](int64_t row, int64_t begin, int64_t count, ChannelGradient g) {
-    const int64_t sample = row / shape.c, channel = row % shape.c;
-    const int64_t offset = (channel * n + begin) * size;
-    const char* incoming = dz_kept.data ? dz_kept.sample(sample) : dy.sample(sample);
-    second_pass(x.sample(sample) + offset, incoming + offset,
-                aux.data ? aux.sample(sample) + offset : nullptr, dx.sample(sample) + offset, count,
-                channel_of(statistics, row / width, p.gamma[channel], p.beta[channel]), g,
-                past_caches);
+  auto write_input = [&](Row row, int64_t begin, int64_t count, ChannelGradient g) {
+    const int64_t offset = (row.channel * n + begin) * size;
+    const float gamma = p.gamma[row.channel];
+    const char* incoming = dz_kept.data ? dz_kept.sample(row.sample) : dy.sample(row.sample);
+    second_pass(x.sample(row.sample) + offset, incoming + offset,
+                aux.data ? aux.sample(row.sample) + offset : nullptr,
+                dx.sample(row.sample) + offset, count,
+                channel_of(statistics, row.group, gamma, p.beta[row.channel]),
+                {g.scale * gamma, g.a, g.b}, past_caches);
   };
 
   const int64_t tasks = shape.n * groups, elements = shape.group_elements();
   if (fills_threads(tasks) || tasks * elements <= kGrain) {
     parallel_each(tasks, elements, [&](int64_t group) {
-      for (int64_t row = group * width; row < (group + 1) * width; ++row) {
+      const int64_t sample = group / groups;
+      const Row first{sample, group, (group - sample * groups) * width};
+      for (int64_t k = 0; k < width; ++k) {
         double total[2] = {};
         for (int64_t leaf = 0; leaf < leaves; ++leaf) {
           float sums[2];
-          sum_leaf(row, leaf, sums);
+          sum_leaf(first.next(k), leaf, sums);
           total[0] += sums[0];
           total[1] += sums[1];
         }
-        write_sums(row, total[0], total[1]);
+        write_sums(first.next(k), total[0], total[1]);
       }
       if (!dx.data) return;
-      double s1, s2;
-      group_sums(group, &s1, &s2);
-      for (int64_t k = width - 1; k >= 0; --k)
-        write_input(group * width + k, 0, n, coefficients(group, k, s1, s2));
+      const ChannelGradient gradient = group_gradient(first);
+      for (int64_t k = width - 1; k >= 0; --k) write_input(first.next(k), 0, n, gradient);
     });
     return;
   }
   const int64_t rows = shape.n * shape.c;
+  auto row_of = [&](int64_t i) { return Row{i / shape.c, i / width, i % shape.c}; };
   const auto sums = scratch<float>(rows * leaves * 2);
   parallel_each(rows * leaves, n / leaves,
-                [&](int64_t i) { sum_leaf(i / leaves, i % leaves, &sums[2 * i]); });
+                [&](int64_t i) { sum_leaf(row_of(i / leaves), i % leaves, &sums[2 * i]); });
   parallel_each(rows, leaves, [&](int64_t row) {
     double total[2] = {};
     for (int64_t i = row * leaves; i < (row + 1) * leaves; ++i) {
       total[0] += sums[2 * i];
       total[1] += sums[2 * i + 1];
     }
-    write_sums(row, total[0], total[1]);
+    write_sums(row_of(row), total[0], total[1]);
   });
   if (!dx.data) return;
-  const auto s = scratch<double>(tasks * 2);
-  parallel_each(tasks, width, [&](int64_t group) { group_sums(group, &s[2 * group], &s[2 * group + 1]); });
+  const auto of_groups = scratch<ChannelGradient>(tasks);
+  parallel_each(tasks, width,
+                [&](int64_t group) { of_groups[group] = group_gradient(row_of(group * width)); });
   const int64_t pieces = divide_up(n, kGrain);
   parallel_each(rows * pieces, n / pieces, [&](int64_t i) {
-    const int64_t row = i / pieces, begin = (i % pieces) * kGrain, group = row / width;
-    write_input(row, begin, n - begin < kGrain ? n - begin : kGrain,
-                coefficients(group, row % width, s[2 * group], s[2 * group + 1]));
+    const Row row = row_of(i / pieces);
+    const int64_t begin = (i % pieces) * kGrain;
+    write_input(row, begin, n - begin < kGrain ? n - begin : kGrain, of_groups[row.group]);
   });
 }
 
@@ -128,7 +139,7 @@ void Backward::channels_last() const {
   const int64_t size = shape.element_size(), c = shape.c, rows = shape.positions;
   const int64_t width = shape.group_channels(), leaves = divide_up(rows, kLeafRows);
   const Output dz_kept = kept();
-  const bool past_caches = dz_kept.data != dx.data && exceeds_caches(shape);
+  const bool past_caches = dz_kept.data != dx.data && exceeds_caches(shape, tensors());
   const auto first_pass = kernels.rows_backward_sums[activation][kind];
   const auto second_pass = dz_kept.data ? kernels.rows_backward_input[kNone][kNoAux]
                                         : kernels.rows_backward_input[activation][kind];
@@ -177,9 +188,9 @@ void Backward::channels_last() const {
         s1 += double(p.gamma[k]) * beta[k];
         s2 += double(p.gamma[k]) * gamma[k];
       }
+      const ChannelGradient gradient = input_gradient(group, s1, s2);
       for (int64_t k = g * width; k < (g + 1) * width; ++k) {
-        const ChannelGradient gradient = input_gradient(group, p.gamma[k], s1, s2);
-        f[3 * c + k] = gradient.scale;
+        f[3 * c + k] = gradient.scale * p.gamma[k];
         f[4 * c + k] = gradient.a;
         f[5 * c + k] = gradient.b;
       }

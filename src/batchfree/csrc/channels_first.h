@@ -17,69 +17,86 @@ constexpr int kBitsOf<bf16> = 8;
 // Independent chains of additions, enough to hide the latency of one.
 constexpr int kChains = 4;
 
+// How a loop walks through elements: one vector at a time, or, where the type is bfloat16, two with
+// its even and its odd elements.
+template <class E>
+constexpr int kStep = kBitsOf<E> == 8 ? 2 : 1;
+
 // Where a loop leaves the values it computes.
 struct Nowhere {
-  BF_INLINE void one(int64_t, vf) {}
-  BF_INLINE void pair(int64_t, vf, vf) {}
-  template <class Access>
-  BF_INLINE void part(Access, int64_t, vf) {}
+  template <class... V>
+  BF_INLINE void step(int64_t, bool, V...) {}
+  BF_INLINE void part(Part, int64_t, vf) {}
 };
 
 template <class E, bool kStream>
 struct Memory {
   E* p;
-  inline void one(int64_t i, vf v) const {
-    if constexpr (kStream && sizeof(E) == sizeof(float)) stream(p + i, v);
-    else Full::store(p + i, v);
+  inline void step(int64_t i, bool overlaps, vf v) const {
+    if constexpr (kStream && sizeof(E) == sizeof(float)) {
+      if (!overlaps) return stream(p + i, v);
+    }
+    Full::store(p + i, v);
   }
-  inline void pair(int64_t i, vf even, vf odd) const {
+  inline void step(int64_t i, bool overlaps, vf even, vf odd) const {
     vu v = interleave(even, odd);
-    if constexpr (kStream) stream(p + i, v);
-    else memcpy(p + i, &v, sizeof v);
+    if constexpr (kStream) {
+      if (!overlaps) return stream(p + i, v);
+    }
+    memcpy(p + i, &v, sizeof v);
   }
   inline void part(Part access, int64_t i, vf v) const { access.store(p + i, v); }
 };
 
-// Calls body(access, i, chain) for the vectors of n elements, kUnroll in a round, and hands on what
-// it returns: bfloat16 in pairs of even and odd elements, then what is left over.
-template <class E, int kUnroll, class Store, class Body>
+// Calls body(access, i, chain) for the vectors of n elements and stores what it returns. Where n is
+// no multiple of a step, the last one overlaps the one before: its access keeps the elements that
+// are new. It is computed first, so that the result may overwrite what the body reads.
+template <class E, class Store, class Body>
 BF_INLINE void for_each_vector(int64_t n, Store store, Body body) {
-  constexpr bool kPairs = kBitsOf<E> == 8;
-  static_assert(!kPairs || kUnroll % 2 == 0, "pairs");
-  int64_t i = 0;
-  for (; i + kUnroll * kLanes <= n; i += kUnroll * kLanes)
-    for (int k = 0; k < kUnroll; ++k) {
-      const int64_t at = i + k * kLanes;
-      if constexpr (kPairs) {
-        vf even = body(Even{}, at, k), odd = body(Odd{}, at, k + 1);
-        store.pair(at, even, odd);
-        ++k;
-      } else {
-        store.one(at, body(Full{}, at, k));
-      }
+  constexpr int kWidth = kStep<E> * kLanes;
+  if (n < kWidth) {
+    for (int64_t i = 0; i < n; i += kLanes) {
+      const Part rest{int(n - i < kLanes ? n - i : kLanes)};
+      store.part(rest, i, body(rest, i, 0));
     }
-  for (; i + kLanes <= n; i += kLanes) {
-    if constexpr (kPairs) {
-      const Part all{kLanes};
-      store.part(all, i, body(Full{}, i, 0));
-    } else {
-      store.one(i, body(Full{}, i, 0));
-    }
+    return;
   }
-  if (i < n) {
-    const Part rest{int(n - i)};
-    store.part(rest, i, body(rest, i, 0));
+  auto step = [&](auto one, auto even, auto odd, int64_t i, int k, auto write) {
+    if constexpr (kStep<E> == 2) {
+      const vf first = body(even, i, k), second = body(odd, i, k + 1);
+      write(first, second);
+    } else {
+      write(body(one, i, k));
+    }
+  };
+  auto full = [&](int64_t i, int k) {
+    step(Full{}, Even{}, Odd{}, i, k, [&](auto... v) { store.step(i, false, v...); });
+  };
+  auto all_before = [&](int64_t end) {
+    int64_t i = 0;
+    for (; i + kChains * kLanes <= end; i += kChains * kLanes)
+      for (int k = 0; k < kChains; k += kStep<E>) full(i + k * kLanes, k);
+    for (; i + kWidth <= end; i += kWidth) full(i, 0);
+  };
+  if (const int left = int(n % kWidth)) {
+    const int64_t i = n - kWidth;
+    const int old = kWidth - left;
+    step(Last<Full>{old}, Last<Even>{old}, Last<Odd>{old}, i, 0, [&](auto... v) {
+      all_before(n);
+      store.step(i, true, v...);
+    });
+  } else {
+    all_before(n);
   }
 }
 
 // Writes body(access, i, 0) for all i.
 template <class E, class Body>
 BF_INLINE void write_vectors(int64_t n, E* out, bool past_caches, Body body) {
-  constexpr int kUnroll = kBitsOf<E> == 8 ? 2 : 1;
   if (past_caches && aligned(out))
-    for_each_vector<E, kUnroll>(n, Memory<E, true>{out}, body);
+    for_each_vector<E>(n, Memory<E, true>{out}, body);
   else
-    for_each_vector<E, kUnroll>(n, Memory<E, false>{out}, body);
+    for_each_vector<E>(n, Memory<E, false>{out}, body);
 }
 
 // Mean and sum of squared distances of one leaf, in one pass: distances are taken from the mean of
@@ -90,14 +107,14 @@ Moments moments(const void* data, int64_t n) {
   const E* x = static_cast<const E*>(data);
   const int64_t few = (n + 7) / 8;
   vf head[kChains] = {};
-  for_each_vector<E, kChains>(few, Nowhere{}, [&](auto access, int64_t i, int k) {
-    return head[k] += access.load(x + i);
+  for_each_vector<E>(few, Nowhere{}, [&](auto access, int64_t i, int k) {
+    return head[k] += access.keep(access.load(x + i));
   });
   const float shift = sum((head[0] + head[1]) + (head[2] + head[3])) / float(few);
   const vf v_shift = splat(shift);
 
   vf s1[kChains] = {}, s2[kChains] = {};
-  for_each_vector<E, kChains>(n, Nowhere{}, [&](auto access, int64_t i, int k) {
+  for_each_vector<E>(n, Nowhere{}, [&](auto access, int64_t i, int k) {
     vf d = access.keep(access.load(x + i) - v_shift);
     s1[k] += d;
     s2[k] = fma(d, d, s2[k]);
@@ -148,9 +165,9 @@ void backward_sums(const void* x_data, const void* dy_data, const void* aux_data
     return dz;
   };
   if (dz_data)
-    for_each_vector<E, kChains>(n, Memory<E, false>{static_cast<E*>(dz_data)}, body);
+    for_each_vector<E>(n, Memory<E, false>{static_cast<E*>(dz_data)}, body);
   else
-    for_each_vector<E, kChains>(n, Nowhere{}, body);
+    for_each_vector<E>(n, Nowhere{}, body);
   sums[0] = sum((s1[0] + s1[1]) + (s1[2] + s1[3]));
   sums[1] = sum((s2[0] + s2[1]) + (s2[2] + s2[3]));
 }

@@ -50,8 +50,8 @@ struct Block {
   BF_INLINE void store(E* p, const vf (&v)[W]) {
     const Memory<E, kStream> memory{p};
     for (int k = 0; k < W; k += 1 + kPairs) {
-      if constexpr (kPairs) memory.pair(k * kLanes, v[k], v[k + 1]);
-      else memory.one(k * kLanes, v[k]);
+      if constexpr (kPairs) memory.step(k * kLanes, false, v[k], v[k + 1]);
+      else memory.step(k * kLanes, false, v[k]);
     }
   }
 };

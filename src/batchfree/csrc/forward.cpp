@@ -48,14 +48,14 @@ void Forward::channels_first() const {
   const int64_t leaves = divide_up(elements, kLeaf);
   const auto moments = scratch<Moments>(shape.n * groups * leaves);
   const auto kernel = kernels.apply[activation][residual.data != nullptr];
-  const bool past_caches = exceeds_caches(shape);
+  const bool past_caches = exceeds_caches(shape, residual.data ? 3 : 2);
 
   auto leaf_elements = [&](int64_t leaf) {
     return leaf + 1 < leaves ? kLeaf : elements - (leaves - 1) * kLeaf;
   };
   auto measure_leaf = [&](int64_t group, int64_t leaf) {
-    const char* begin = x.sample(group / groups) +
-                        ((group % groups) * elements + leaf * kLeaf) * size;
+    const int64_t sample = group / groups, first = (group - sample * groups) * elements;
+    const char* begin = x.sample(sample) + (first + leaf * kLeaf) * size;
     moments[group * leaves + leaf] = kernels.moments(begin, leaf_elements(leaf));
   };
   auto join_leaves = [&](int64_t group) {
@@ -65,8 +65,7 @@ void Forward::channels_first() const {
     write_statistics(statistics, group, all, elements, eps);
   };
   // Positions [begin, begin + n) of one channel.
-  auto apply = [&](int64_t group, int64_t channel, int64_t begin, int64_t n) {
-    const int64_t sample = group / groups;
+  auto apply = [&](int64_t sample, int64_t group, int64_t channel, int64_t begin, int64_t n) {
     const int64_t offset = (channel * shape.positions + begin) * size;
     const char* r = residual.data ? residual.sample(sample) + offset : nullptr;
     kernel(x.sample(sample) + offset, r, y.sample(sample) + offset, n,
@@ -78,9 +77,10 @@ void Forward::channels_first() const {
     parallel_each(tasks, elements, [&](int64_t group) {
       for (int64_t leaf = 0; leaf < leaves; ++leaf) measure_leaf(group, leaf);
       join_leaves(group);
+      const int64_t sample = group / groups, first = (group - sample * groups) * width;
       // Backwards: what was read last is still in the cache.
       for (int64_t k = width - 1; k >= 0; --k)
-        apply(group, (group % groups) * width + k, 0, shape.positions);
+        apply(sample, group, first + k, 0, shape.positions);
     });
     return;
   }
@@ -91,7 +91,7 @@ void Forward::channels_first() const {
   parallel_each(shape.n * shape.c * pieces, shape.positions / pieces, [&](int64_t i) {
     const int64_t row = i / pieces, begin = (i % pieces) * kGrain;
     const int64_t n = shape.positions - begin < kGrain ? shape.positions - begin : kGrain;
-    apply(row / width, row % shape.c, begin, n);
+    apply(row / shape.c, row / width, row % shape.c, begin, n);
   });
 }
 
@@ -102,7 +102,7 @@ void Forward::channels_last() const {
   const auto moments = scratch<double>(shape.n * 2 * c);
   const auto coefficients = scratch<float>(shape.n * 3 * c);
   const auto kernel = kernels.rows_apply[activation][residual.data != nullptr];
-  const bool past_caches = exceeds_caches(shape);
+  const bool past_caches = exceeds_caches(shape, residual.data ? 3 : 2);
 
   auto leaf_rows = [&](int64_t leaf) {
     return leaf + 1 < leaves ? kLeafRows : rows - (leaves - 1) * kLeafRows;
@@ -156,6 +156,8 @@ void Forward::channels_last() const {
   });
 }
 
+constexpr int64_t kCacheLine = 64;
+
 // Of the cache that a core shares with its neighbours. sysconf would give the sum over the socket.
 int64_t last_cache_bytes() {
   int64_t kilobytes = 0;
@@ -169,9 +171,12 @@ int64_t last_cache_bytes() {
 
 }  // namespace
 
-bool exceeds_caches(const Shape& shape) {
-  static const int64_t limit = last_cache_bytes() / 2;
-  return shape.n * shape.sample_bytes() > limit;
+bool exceeds_caches(const Shape& shape, int64_t tensors) {
+  static const int64_t limit = last_cache_bytes();
+  // A row that ends inside of a cache line writes that line to memory in two parts: short ones not.
+  const int64_t row = (shape.channels_last ? shape.c : shape.positions) * shape.element_size();
+  if (row % kCacheLine && row < 64 * kCacheLine) return false;
+  return shape.n * shape.sample_bytes() * tensors > limit;
 }
 
 void forward(const Shape& shape, const Kernels& kernels, Input x, Input residual, Parameters p,

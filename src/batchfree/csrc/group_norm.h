@@ -29,8 +29,9 @@ struct Shape {
   int64_t sample_bytes() const { return sample_elements() * element_size(); }
 };
 
-// Whether a tensor is too large to be found in the last cache by whoever reads it next.
-bool exceeds_caches(const Shape& shape);
+// Whether output is better written past the caches: so many tensors of this shape do not fit the
+// last one, so that what is written first has left it before anybody reads it.
+bool exceeds_caches(const Shape& shape, int64_t tensors);
 
 // Samples of one layout at a distance of `stride` bytes; null where there is none.
 struct Input {

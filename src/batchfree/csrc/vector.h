@@ -132,6 +132,7 @@ BF_INLINE vh narrow(vf v, f16) {
 
 // How a kernel reads the vector at an address. Access to a full vector of elements:
 struct Full {
+  static constexpr int kFirst = 0, kEvery = 1;  // the element of lane i is kFirst + i * kEvery
   BF_INLINE vf load(const float* p) {
     vf v;
     memcpy(&v, p, sizeof v);
@@ -155,6 +156,7 @@ struct Full {
 // Every other element of 2 * kLanes bfloat16 values: taken apart and joined again by a shift and a
 // mask, where neighbours would have to be shuffled across the vector.
 struct Even {
+  static constexpr int kFirst = 0, kEvery = 2;
   BF_INLINE vf load(const bf16* p) {
     vu v;
     memcpy(&v, p, sizeof v);
@@ -164,6 +166,7 @@ struct Even {
 };
 
 struct Odd {
+  static constexpr int kFirst = 1, kEvery = 2;
   BF_INLINE vf load(const bf16* p) {
     vu v;
     memcpy(&v, p, sizeof v);
@@ -201,6 +204,21 @@ struct Part {
     vi lane;
     for (int i = 0; i < kLanes; ++i) lane[i] = i;
     return lane < n ? v : vf{};
+  }
+};
+
+// Access to the elements that another access reads, of which the first `old` are not kept.
+template <class Access>
+struct Last {
+  int old;
+  template <class E>
+  inline vf load(const E* p) const {
+    return Access::load(p);
+  }
+  inline vf keep(vf v) const {
+    vi element;
+    for (int i = 0; i < kLanes; ++i) element[i] = Access::kFirst + i * Access::kEvery;
+    return element >= old ? v : vf{};
   }
 };
 
