@@ -106,7 +106,7 @@ void Backward::channels_first() const {
       }
       if (!dx.data) return;
       const ChannelGradient gradient = group_gradient(first);
-      for (int64_t k = width - 1; k >= 0; --k) write_input(first.next(k), 0, n, gradient);
+      for (int64_t k = 0; k < width; ++k) write_input(first.next(k), 0, n, gradient);
     });
     return;
   }

@@ -78,8 +78,7 @@ void Forward::channels_first() const {
       for (int64_t leaf = 0; leaf < leaves; ++leaf) measure_leaf(group, leaf);
       join_leaves(group);
       const int64_t sample = group / groups, first = (group - sample * groups) * width;
-      // Backwards: what was read last is still in the cache.
-      for (int64_t k = width - 1; k >= 0; --k)
+      for (int64_t k = 0; k < width; ++k)
         apply(sample, group, first + k, 0, shape.positions);
     });
     return;
