@@ -12,6 +12,7 @@ Environment:
 import importlib.util
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -67,7 +68,7 @@ class BuildKernels(build_ext):
     def compile_and_link(self, extension: Extension) -> None:
         """One compiler process per source, as many at once as there are processors."""
         torch = torch_folder()
-        compiler = os.environ.get("CXX", "c++")
+        compiler = shlex.split(os.environ.get("CXX") or "c++")
         flags = ["-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-Wno-psabi"]
         # Products are rounded before they are added, except where the source says fma: the same
         # result on every path through a kernel.
@@ -84,7 +85,7 @@ class BuildKernels(build_ext):
         def compile_source(source: str) -> str:
             stem = Path(source).stem
             target = str(objects / f"{stem}.o")
-            run([compiler, *flags, *INSTRUCTIONS.get(stem, []), "-c", source, "-o", target])
+            run([*compiler, *flags, *INSTRUCTIONS.get(stem, []), "-c", source, "-o", target])
             return target
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -92,7 +93,7 @@ class BuildKernels(build_ext):
         library = Path(self.get_ext_fullpath(extension.name))
         library.parent.mkdir(parents=True, exist_ok=True)
         libraries = ["-L", str(torch / "lib"), "-ltorch_cpu"]
-        run([compiler, "-shared", *sanitize, *compiled, "-o", str(library), *libraries])
+        run([*compiler, "-shared", *sanitize, *compiled, "-o", str(library), *libraries])
 
 
 def run(command: list[str]) -> None:

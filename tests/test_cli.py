@@ -337,6 +337,8 @@ def test_ctrl_c_keeps_what_is_timed(tmp_path, allocator):
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell's background jobs, and what they start, ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     rows = tmp_path / f"rows-{allocator}.jsonl"
     while not rows.exists():

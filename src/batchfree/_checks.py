@@ -68,8 +68,7 @@ def check_input(x: Tensor) -> None:
             f"x must be float32, float64, float16 or bfloat16, got {x.dtype}; "
             "convert it first, for example x.float()"
         )
-    if x.layout != torch.strided:
-        raise TypeError(f"x must be dense, got layout {x.layout}; convert it first: x.to_dense()")
+    check_dense("x", x)
     if x.dim() < 2:
         raise ValueError(
             f"x must have shape (N, C, *), at least 2 dimensions, got {tuple(x.shape)}; "
@@ -97,6 +96,7 @@ def check_parameter(name: str, p: Tensor | None, x: Tensor) -> None:
         return
     if not isinstance(p, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor or None, got {type(p).__name__}")
+    check_dense(name, p)
     channels = x.shape[1]
     if p.shape != (channels,):
         raise ValueError(
@@ -109,6 +109,13 @@ def check_parameter(name: str, p: Tensor | None, x: Tensor) -> None:
             f"{name} must have x's dtype ({x.dtype}), or float32 when x is float16 or bfloat16, "
             f"got {p.dtype}; convert one of them"
         )
+
+
+def check_dense(name: str, t: Tensor) -> None:
+    """Raises where t is sparse, nested or of another library's layout."""
+    if t.layout != torch.strided or t.is_nested:
+        kind = "a nested tensor" if t.is_nested else f"layout {t.layout}"
+        raise TypeError(f"{name} must be dense, got {kind}; convert it first: {name}.to_dense()")
 
 
 def check_device(name: str, t: Tensor, x: Tensor) -> None:
@@ -132,6 +139,7 @@ def check_residual(residual: Tensor | None, x: Tensor) -> None:
         return
     if not isinstance(residual, Tensor):
         raise TypeError(f"residual must be a torch.Tensor or None, got {type(residual).__name__}")
+    check_dense("residual", residual)
     check_shape("residual", residual, x)
     check_device("residual", residual, x)
     if residual.dtype != x.dtype:

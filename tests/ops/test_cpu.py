@@ -12,6 +12,7 @@ import torch
 from capability_worker import cases
 from rounding import assert_within, expected
 
+import batchfree
 from batchfree.ops import cpu
 
 # What torch says of this processor, which has all of an instruction set's extensions or none.
@@ -183,3 +184,22 @@ def test_the_library_needs_neither_python_nor_openmp_nor_torchs_unstable_symbols
         "_ZN5torch",
     )
     assert not [name for name in undefined if name.startswith(unstable)]
+
+
+def test_without_the_library_a_first_call_compiles_too():
+    code = """
+import torch, batchfree
+layer = batchfree.GroupNorm(2, 4, activation="relu")
+compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+assert compiled(torch.randn(2, 4, 3), residual=torch.randn(2, 4, 3)).shape == (2, 4, 3)
+"""
+    python("-W", "ignore", "-c", code, BATCHFREE_KERNELS="nowhere")
+
+
+@pytest.mark.parametrize("name", ["x", "weight", "bias", "residual"])
+def test_a_tensor_whose_memory_was_freed_is_an_error(name):
+    tensors = dict(x=torch.ones(2, 4, 3), weight=torch.ones(4), bias=torch.ones(4))
+    tensors["residual"] = torch.ones(2, 4, 3)
+    tensors[name].untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=rf"{name} has no memory: its storage was freed"):
+        batchfree.group_norm(tensors.pop("x"), 2, **tensors)

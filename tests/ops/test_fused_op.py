@@ -206,7 +206,11 @@ def test_misuse_of_the_backward_operator_is_an_error(change, words):
         (dict(residual=torch.ones(2, 8)), ValueError, r"residual .*got \(2, 8\)"),
         (dict(residual=1.0), TypeError, r"residual .*got float"),
         (dict(x=torch.ones(2, 8, 3, dtype=torch.bool)), TypeError, r"torch.bool"),
+        (dict(x=torch.ones(2, 8, 3).to_sparse()), TypeError, r"x must be dense, .*sparse_coo"),
+        (dict(weight=torch.ones(8).to_sparse()), TypeError, r"weight must be dense"),
+        (dict(residual=torch.ones(2, 8, 3).to_sparse()), TypeError, r"residual must be dense"),
         (dict(eps=float("inf")), ValueError, r"eps must be finite, got inf"),
+        (dict(eps=10**400), ValueError, r"eps must be finite"),
         (dict(activation=1), ValueError, r"activation must be one of .* got 1"),
     ],
 )

@@ -54,6 +54,17 @@ def network():
     )
 
 
+def test_a_residual_that_is_x_itself_compiles():
+    """Dynamo refuses a tensor that an autograd function is given twice."""
+    layer = batchfree.GroupNorm(2, 8, activation="relu")
+    x = torch.randn(3, 8, 4, 4, requires_grad=True)
+    compiled = torch.compile(lambda x: layer(x, residual=x), fullgraph=True, backend="aot_eager")
+    got, want = compiled(x), layer(x, residual=x)
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+    (dx,), (wanted,) = (torch.autograd.grad(y.square().sum(), x) for y in (got, want))
+    torch.testing.assert_close(dx, wanted)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
 def test_compiled_equals_eager_for_any_batch_and_size(backend, layout):

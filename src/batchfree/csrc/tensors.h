@@ -100,6 +100,12 @@ inline ElementType element_type(ScalarType type) {
   return type == ScalarType::Float ? kFloat32 : type == ScalarType::BFloat16 ? kBFloat16 : kFloat16;
 }
 
+// A storage that was freed, as FSDP frees those of parameters, leaves a tensor without memory.
+inline void check_memory(const char* name, const Tensor& t) {
+  STD_TORCH_CHECK(t.numel() == 0 || t.const_data_ptr(), "batchfree::group_norm: ", name,
+                  " has no memory: its storage was freed");
+}
+
 inline void check_like(const char* name, const Tensor& t, const Tensor& x) {
   STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == x.scalar_type(), "batchfree::group_norm: ", name,
                   " must have x's device and dtype");
@@ -107,6 +113,7 @@ inline void check_like(const char* name, const Tensor& t, const Tensor& x) {
   STD_TORCH_CHECK(a.size() == b.size(), "batchfree::group_norm: ", name, " must have x's shape");
   for (size_t d = 0; d < a.size(); ++d)
     STD_TORCH_CHECK(a[d] == b[d], "batchfree::group_norm: ", name, " must have x's shape");
+  check_memory(name, t);
 }
 
 // The shape of x after every check that its memory needs.
@@ -116,6 +123,7 @@ inline Shape check_input(const Tensor& x, int64_t groups, int64_t activation) {
   STD_TORCH_CHECK(x.dim() >= 2, "batchfree::group_norm: x must have shape (N, C, *)");
   STD_TORCH_CHECK(activation >= 0 && activation < kActivations,
                   "batchfree::group_norm: no such activation: ", activation);
+  check_memory("x", x);
   const auto sizes = x.sizes();
   int64_t positions = 1;
   for (size_t d = 2; d < sizes.size(); ++d) positions *= sizes[d];
@@ -139,6 +147,7 @@ class ChannelValues {
                     " must hold one value per channel, on x's device");
     STD_TORCH_CHECK(t->scalar_type() == x.scalar_type() || t->scalar_type() == ScalarType::Float,
                     "batchfree::group_norm: ", name, " must be float32 or of x's dtype");
+    check_memory(name, *t);
     const int64_t stride = t->stride(0);
     if (x.scalar_type() == ScalarType::Float && (stride == 1 || c == 1)) {
       borrowed_ = *t;

@@ -151,8 +151,13 @@ def group_norm_fused(
 ) -> Tensor:
     """act(GN(x) + residual) by the fused operator; arguments as in `batchfree.group_norm`."""
     transforms = torch._C._are_functorch_transforms_active()
+    compiling = torch.compiler.is_compiling()
+    if compiling:
+        # Dynamo takes no tensor twice in one call of a function.
+        residual = residual.view_as(residual) if residual is x else residual
+        bias = bias.view_as(bias) if bias is not None and bias is weight else bias
     # Forward derivatives there are none of, and a compiled transform sees the bare operators.
-    if forward_ad._current_level >= 0 or (transforms and torch.compiler.is_compiling()):
+    if forward_ad._current_level >= 0 or (transforms and compiling):
         return group_norm_aten(x, num_groups, weight, bias, eps, activation, residual)
     code = CODES[activation]
     if not torch.is_grad_enabled():

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from batchfree._checks import check_choice, suggest
@@ -97,7 +98,7 @@ def select(x: Tensor) -> Backend:
     if _chosen is None:
         if exporting():
             return _EXPORT
-        if cpu.missing is not None and x.is_cpu:
+        if cpu.missing is not None and x.is_cpu and not torch.compiler.is_compiling():
             cpu.say_once()
         for candidate in BACKENDS.values():
             if candidate.refusal(x) is None:
