@@ -19,7 +19,7 @@ ORDER = [
     {"_errors", "_checks", "_files"},
     {"ops"},
     {"nn"},
-    {"models"},
+    {"audit", "models"},
     {"data"},
     {"train"},
     {"recipes"},
@@ -30,6 +30,7 @@ ORDER = [
 ]
 RANK = {name: i for i, level in enumerate(ORDER) for name in level}
 PUBLIC = [
+    "AuditReport",
     "BackendError",
     "BatchNorm1d",
     "BatchNorm2d",
@@ -48,6 +49,8 @@ PUBLIC = [
     "SyncBatchNorm",
     "WeightStandardizedConv2d",
     "__version__",
+    "assert_batch_independent",
+    "audit",
     "backend",
     "group_norm",
     "norm_layer",

@@ -13,6 +13,7 @@ from batchfree._errors import (
     DegenerateGroupWarning,
     ResultsError,
 )
+from batchfree.audit import AuditReport, assert_batch_independent, audit
 from batchfree.nn import (
     BatchNorm1d,
     BatchNorm2d,
@@ -34,6 +35,7 @@ from batchfree.ops import backend, group_norm
 __version__ = "0.1.0"
 
 __all__ = [
+    "AuditReport",
     "BackendError",
     "BatchNorm1d",
     "BatchNorm2d",
@@ -52,6 +54,8 @@ __all__ = [
     "SyncBatchNorm",
     "WeightStandardizedConv2d",
     "__version__",
+    "assert_batch_independent",
+    "audit",
     "backend",
     "group_norm",
     "norm_layer",

@@ -129,6 +129,7 @@ def _command(module: str, name: str) -> Callable[[list[str]], int]:
 
 COMMANDS: dict[str, Command] = {
     "demo": Command("the small-batch experiment, ends in a report", _command("reproduce", "demo")),
+    "audit": Command("where a model depends on its batch", _command("audit", "audit")),
     "train": Command("train an image classifier from a recipe", _command("train", "train")),
     "reproduce": Command(
         "run an experiment of the talk and report it", _command("reproduce", "reproduce")
@@ -136,5 +137,6 @@ COMMANDS: dict[str, Command] = {
     "bench": Command(
         "time the layers against their peers on this machine", _command("bench", "bench")
     ),
+    "lint": Command("mistakes in a recipe, before it trains", _command("lint", "lint")),
     "report": Command("write results as one HTML page", _command("reproduce", "report")),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Collection
 from typing import Any
 
 from batchfree._checks import suggest
@@ -50,9 +51,14 @@ def parse_known(
 
 
 def parse_fields(
-    parser: argparse.ArgumentParser, args: list[str]
+    parser: argparse.ArgumentParser, args: list[str], plain: Collection[str] = ()
 ) -> tuple[argparse.Namespace, dict[str, Any]]:
     """Known arguments, and fields of a config: `--optimizer.base_lr 0.1` or `...base_lr=0.1`.
+
+    Args:
+        parser: of the known arguments.
+        args: the command line.
+        plain: fields that are in no section, such as `batch_size`.
 
     Raises:
         ConfigError: an unknown or malformed argument, a field without a value.
@@ -62,7 +68,7 @@ def parse_fields(
     words = iter(rest)
     for word in words:
         name, equals, value = word.partition("=")
-        if not name.startswith("--") or "." not in name:
+        if not name.startswith("--") or ("." not in name and name[2:] not in plain):
             raise unknown_argument(parser, word)
         text = value if equals else next(words, None)
         if text is None:

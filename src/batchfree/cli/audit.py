@@ -1,0 +1,202 @@
+"""`batchfree audit`: where a model depends on its batch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from batchfree._checks import suggest
+from batchfree._errors import ConfigError, DataError
+from batchfree._files import write_atomically
+from batchfree.cli.parsing import parse
+
+FINDINGS = 1
+_LEVELS = ("coupling", "bits", "warning", "note", "never")
+
+
+def audit(args: list[str]) -> int:
+    """`batchfree audit MODEL --input 8,3,224,224 | --data DIR`; exit code 1 where it fails."""
+    parser = argparse.ArgumentParser(
+        prog="batchfree audit",
+        description="Says where a model's samples influence each other, how much, and what to do. "
+        "Exits with 0 where nothing of the level --fail-on is found, 1 where something is, 2 for a "
+        "wrong command line.",
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", help="torchvision:NAME, timm:NAME or package.module:function"
+    )
+    parser.add_argument(
+        "--input", metavar="N,C,H,W", help="the shape of a random batch, such as 8,3,224,224"
+    )
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="a folder of images, or of a folder a class"
+    )
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="images of --data")
+    parser.add_argument("--size", type=int, default=224, metavar="N", help="pixels of their sides")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint for the model")
+    parser.add_argument("--mode", default="both", metavar="MODE", help="eval, train or both")
+    parser.add_argument("--tolerance", type=float, default=0.05, metavar="X")
+    parser.add_argument(
+        "--fail-on",
+        default="coupling",
+        metavar="LEVEL",
+        help="coupling, bits, warning, note, never",
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
+    parser.add_argument("--threads", type=int, metavar="N", help="PyTorch's; all cores by default")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    options = parse(parser, args)
+    _among(options.fail_on, _LEVELS, "level")
+    _among(options.mode, ("eval", "train", "both"), "mode")
+    if (options.input is None) == (options.data is None):
+        raise ConfigError("batchfree audit: give --input N,C,H,W or --data DIR, one of them")
+    import torch
+
+    from batchfree.audit import audit as run
+    from batchfree.audit.text import table
+    from batchfree.cli.model import load_model
+
+    if options.threads is not None:
+        if options.threads < 1:
+            raise ConfigError(f"--threads must be at least 1, got {options.threads}")
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    batch, labels = _batch(options)
+    model = load_model(options.model, options.weights)
+    if options.model.startswith("torchvision:") and takes_lists(model):
+        batch = detection_batch(batch)
+    report = run(
+        model,
+        batch,
+        modes=("eval", "train") if options.mode == "both" else (options.mode,),
+        labels=labels,
+        tolerance=options.tolerance,
+        name=options.model,
+        progress=None if options.quiet else _Progress(),
+    )
+    if not options.quiet:
+        print(file=sys.stderr)
+    _show(table(report))
+    for path, content in ((options.json, report.to_json), (options.html, report.to_html)):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, content().encode())
+            print(f"wrote {path}")
+    if options.fail_on == "never":
+        return 0
+    return FINDINGS if report.at_least(options.fail_on) else 0
+
+
+def _batch(options: argparse.Namespace) -> tuple[Any, list[int] | None]:
+    import torch
+
+    if options.input is None:
+        return _images(options.data, options.batch, options.size)
+    try:
+        shape = [int(word) for word in options.input.split(",")]
+    except ValueError as error:
+        raise ConfigError(
+            f"--input must be whole numbers with commas between, got {options.input!r}"
+        ) from error
+    if len(shape) < 2 or min(shape) < 1:
+        raise ConfigError(
+            f"--input must be N,C,... with positive numbers, such as 8,3,224,224; got "
+            f"{options.input!r}"
+        )
+    return torch.randn(shape), None
+
+
+def _images(folder: Path, count: int, size: int) -> tuple[Any, list[int] | None]:
+    """The first images of each class in turn, resized, in [0, 1] and standardised as ImageNet's."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_image
+    from torchvision.transforms import v2
+
+    if count < 2:
+        raise ConfigError(f"--batch must be at least 2, got {count}")
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {str(folder)!r}")
+    endings = (".jpg", ".jpeg", ".png", ".webp", ".gif")
+    by_class: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in endings:
+            by_class.setdefault(str(path.parent), []).append(path)
+    longest = max(map(len, by_class.values()), default=0)
+    found = [
+        (paths[turn], label)
+        for turn in range(longest)
+        for label, paths in enumerate(by_class.values())
+        if turn < len(paths)
+    ][:count]
+    if len(found) < 2:
+        raise DataError(f"{folder} holds {len(found)} images; an audit needs two or more")
+    transform = v2.Compose(
+        [
+            v2.Resize((size, size), antialias=True),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
+    images = [transform(decode_image(str(path), ImageReadMode.RGB)) for path, _ in found]
+    labels = [label for _, label in found]
+    return torch.stack(images), labels if len(set(labels)) > 1 else None
+
+
+def takes_lists(model: Any) -> bool:
+    """Whether it is one of torchvision's detectors, which take a list of images."""
+    from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+    return isinstance(getattr(model, "transform", None), GeneralizedRCNNTransform)
+
+
+def detection_batch(images: Any) -> tuple[list[Any], list[dict[str, Any]]]:
+    """Images (N, 3, H, W) as torchvision's detectors take them, with a box, a mask, keypoints."""
+    import torch
+
+    height, width = images.shape[-2:]
+    x, y, right, bottom = width // 8, height // 8, width * 5 // 8, height * 3 // 4
+    mask = torch.zeros(1, height, width, dtype=torch.uint8)
+    mask[:, y:bottom, x:right] = 1
+    points = torch.tensor([[[float(x + k % (right - x)), float(y), 1.0] for k in range(17)]])
+    targets = [
+        {
+            "boxes": torch.tensor([[float(v) for v in (x, y, right, bottom)]]),
+            "labels": torch.tensor([1]),
+            "masks": mask.clone(),
+            "keypoints": points.clone(),
+        }
+        for _ in images
+    ]
+    return list(images), targets
+
+
+class _Progress:
+    """The stage and the time left, on one line of stderr."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+
+    def __call__(self, what: str, part: float) -> None:
+        seconds = time.monotonic() - self.started
+        left = f", about {seconds / part - seconds:.0f} s left" if part > 0.05 else ""
+        print(f"\r\x1b[K{what}{left}", end="", file=sys.stderr, flush=True)
+
+
+def _show(content: Any) -> None:
+    if isinstance(content, str):
+        print(content)
+        return
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 160).print(content)
+
+
+def _among(value: str, known: tuple[str, ...], what: str) -> None:
+    if value not in known:
+        raise ConfigError(
+            f"there is no {what} {value!r}{suggest(value, known)}; known: {', '.join(known)}"
+        )
