@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from zoo import CASES
+from zoo import CASES, Queue
 
 import batchfree
 
@@ -27,6 +27,13 @@ def assert_same(a, b):
     assert a["state"].keys() == b["state"].keys()
     for key, value in a["state"].items():
         assert torch.equal(value, b["state"][key]), key
+
+
+def test_a_buffer_that_a_forward_writes_to_is_told_in_eval_mode_too():
+    report = batchfree.audit(Queue(), CASES["a memory"].batch)
+    told = {f.mode: f.message for f in report.findings if f.kind == "buffers"}
+    assert told.keys() == {"eval", "train"}
+    assert "changes 1 buffers: queue" in told["eval"]
 
 
 @pytest.mark.parametrize("name", CASES)

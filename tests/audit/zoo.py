@@ -1,6 +1,6 @@
 """Small models with a known answer: where their samples influence each other, by mode."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,6 @@ class Case:
     batch: object
     eval: tuple = ()
     train: tuple = ()
-    loss: bool = field(default=False)
 
 
 def images(n=6, c=3, size=8):
@@ -264,6 +263,8 @@ CASES = {
     "loss": Case(lambda: Losses(nn.GroupNorm(2, 8)), (images(), TARGET)),
     "writes its input": Case(WritesInput, images()),
     "boxes": Case(lambda: Boxes(nn.GroupNorm(2, 8)), list(images())),
+    "as many images as channels": Case(lambda: Boxes(nn.GroupNorm(2, 8)), list(images(3))),
+    "a memory": Case(Queue, images()),
     # Coupled.
     "BN": Case(lambda: net(nn.BatchNorm2d(8)), images(), train=("1",)),
     "BN without affine": Case(lambda: net(nn.BatchNorm2d(8, affine=False)), images(), train=("1",)),

@@ -13,7 +13,7 @@ from batchfree.audit.alignment import Apart
 from batchfree.audit.calls import Comparison, Healing, Recording
 from batchfree.audit.randomness import Draws
 from batchfree.audit.runs import Forward, Runs, everyone, output_distance, per_sample
-from batchfree.audit.tree import batch_size, take
+from batchfree.audit.tree import batch_size, map_tensors, take, tensors
 
 # A difference above this many units of rounding is no rounding; one below is looked at in float64.
 SURELY = 1e4
@@ -184,9 +184,9 @@ def gradient_matrix(runs: Runs, mode: str, probes: int) -> dict[int, list[float]
     loss_i is the sum of sample i's outputs with fixed random weights. Empty where the output has
     no samples or the input no gradient.
     """
-    output, leaves = runs.run_with_gradient(mode)
+    output, inputs = runs.run_with_gradient(mode)
     parts = per_sample(output, runs.size)
-    leaves = [t for t in leaves if t.dim() and t.shape[0] == runs.size] or leaves
+    leaves = [t for t in tensors(inputs) if t.requires_grad]
     found: dict[int, list[float]] = {}
     for i in spread(runs.size, probes):
         losses = [_weighted(t) for t in parts[i] if t.requires_grad]
@@ -194,8 +194,8 @@ def gradient_matrix(runs: Runs, mode: str, probes: int) -> dict[int, list[float]
             continue
         total = torch.stack(losses).sum()
         gradients = torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True)
-        norms = _norms(gradients, leaves, runs.size)
-        if norms and norms[i] > 0:
+        norms = _norms(inputs, gradients, runs.size)
+        if norms[i] > 0:
             found[i] = [norm / norms[i] for norm in norms]
     return found
 
@@ -206,18 +206,21 @@ def _weighted(t: Tensor) -> Tensor:
     return (t * weights).sum().double()
 
 
-def _norms(gradients: Sequence[Tensor | None], leaves: Sequence[Tensor], size: int) -> list[float]:
-    """Of each sample, over all inputs: rows of tensors, or one tensor a sample."""
-    squares = [0.0] * size
-    for place, (g, leaf) in enumerate(zip(gradients, leaves, strict=True)):
-        if g is None:
-            continue
-        if leaf.dim() and leaf.shape[0] == size and len(leaves) != size:
-            for i, row in enumerate(g.flatten(1)):
-                squares[i] += float(row.double().square().sum())
-        elif leaf.dim() and leaf.shape[0] == size:
-            for i in range(size):
-                squares[i] += float(g[i].double().square().sum())
-        elif len(leaves) == size:
-            squares[place] += float(g.double().square().sum())
-    return [s**0.5 for s in squares]
+def _norms(inputs: Any, gradients: Sequence[Tensor | None], size: int) -> list[float]:
+    """Of each sample, over all inputs that belong to samples."""
+    given = iter(gradients)
+
+    def gradient(t: Tensor) -> Any:
+        return next(given) if t.requires_grad else None
+
+    tree = map_tensors(gradient, inputs)
+    shared = {id(t) for t in tensors(tree)}  # what take() leaves as it is belongs to no sample
+    return [
+        sum(
+            float(t.double().square().sum())
+            for t in tensors(take(tree, (j,), size))
+            if id(t) not in shared
+        )
+        ** 0.5
+        for j in range(size)
+    ]

@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from batchfree.audit.alignment import Apart
+from batchfree.audit.alignment import Apart, distance
 from batchfree.audit.calls import Call, Recording
 from batchfree.audit.randomness import Draws, seeded
 from batchfree.audit.report import SweepPoint
-from batchfree.audit.runs import Runs, output_distance, per_sample
-from batchfree.audit.static import BATCH_KINDS, kind_of
+from batchfree.audit.runs import Runs, everyone, output_distance, per_sample
+from batchfree.audit.state import same_bits
+from batchfree.audit.static import BATCH_KINDS, channel_moments, kind_of
 from batchfree.audit.tree import cloned, take, tensors
 
 Metric = Callable[[nn.Module, Any], float]
@@ -27,14 +28,8 @@ def moved_buffers(model: nn.Module, before: dict[str, Tensor]) -> tuple[str, ...
     """The names of the buffers that differ from what they were, new and missing ones included."""
     after = dict(model.named_buffers())
     names = dict.fromkeys((*before, *after))
-    return tuple(n for n in names if n not in before or n not in after or _moved(before, after, n))
-
-
-def _moved(before: dict[str, Tensor], after: dict[str, Tensor], name: str) -> bool:
-    a, b = before[name], after[name]
-    if a.shape != b.shape:
-        return True
-    return not bool(((a == b) | ((a != a) & (b != b))).all())
+    both = before.keys() & after.keys()
+    return tuple(n for n in names if n not in both or not same_bits(before[n], after[n]))
 
 
 def relative_rms(a: Sequence[Tensor], b: Sequence[Tensor]) -> float | None:
@@ -45,12 +40,6 @@ def relative_rms(a: Sequence[Tensor], b: Sequence[Tensor]) -> float | None:
     difference = sum(float((s.double() - t.double()).square().sum()) for s, t in pairs)
     norm = sum(float(t.double().square().sum()) for _, t in pairs)
     return (difference / norm) ** 0.5 if norm else None
-
-
-def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel of x, (N, C, *), in float64."""
-    variance, mean = torch.var_mean(x.detach().transpose(0, 1).flatten(1).double(), 1, correction=0)
-    return mean, variance
 
 
 def _training_batch_norms(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -177,7 +166,7 @@ def one_class_batches(
     for members in alike:
         mixed.append(tuple(dealt[start : start + len(members)]))
         start += len(members)
-    whole = per_sample(runs.run("train", draws=Draws(draws, _all(runs))), runs.size)
+    whole = per_sample(runs.run("train", draws=Draws(draws, everyone(runs.size))), runs.size)
 
     def moved(groups: list[tuple[int, ...]]) -> float:
         found = []
@@ -190,10 +179,6 @@ def one_class_batches(
         return sum(found) / len(found) if found else 0.0
 
     return moved(alike), moved(mixed)
-
-
-def _all(runs: Runs) -> Apart:
-    return Apart(tuple(range(runs.size)), runs.size)
 
 
 def _turns(groups: list[list[int]]) -> Iterator[list[int]]:
@@ -235,21 +220,20 @@ def _pad(image: Tensor, height: int, width: int) -> Tensor:
 def padding_coupling(runs: Runs, batch: Any) -> float | None:
     """How far an image's output in eval mode moves when a larger mate makes its batch pad it.
 
-    The mate is the second sample, half as large again by zeros. None where the batch is no list of
+    The mate is the second sample, cut or padded to the image's size and then half as large again
+    by zeros. None where the batch is no list of
     images.
     """
     images = images_of(batch)
     if images is None or len(images) < 2:
         return None
-    size = len(images)
-    two = take(batch, (0, 1), size)
+    two = take(batch, (0, 1), len(images))
     one, other = images_of(two) or []
-    c, h, w = (max(a, b) for a, b in zip(one.shape, other.shape, strict=True))
-    same = with_images(two, [one, _pad(other, h, w)])
-    if one.shape != (c, h, w):
-        same = with_images(two, [one, other[:, : one.shape[1], : one.shape[2]]])
-    large = with_images(two, [one, _pad(other, h + h // 2, w + w // 2)])
-    outputs = [per_sample(runs.run("eval", batch=b), 2)[0] for b in (same, large)]
+    height, width = one.shape[1:]
+    mate = _pad(other[:, :height, :width], height, width)
+    large = _pad(mate, height + height // 2, width + width // 2)
+    batches = [with_images(two, [one, second]) for second in (mate, large)]
+    outputs = [per_sample(runs.run("eval", batch=b), 2)[0] for b in batches]
     if not outputs[0]:
         return None
     return output_distance(*outputs)
@@ -261,8 +245,6 @@ def slice_coupling(module: nn.Module, call: Call) -> float | None:
     For a module whose rows are no samples, such as one in a detector's head; None where it has one
     row or its input is no single tensor.
     """
-    from batchfree.audit.alignment import distance
-
     args, kwargs = cloned(call.inputs)
     given = [t for t in tensors((args, kwargs)) if t.dim()]
     if len(given) != 1 or given[0].shape[0] < 2:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from batchfree.audit.alignment import Apart, pair
 
-_SEED = 20180908  # the day of the talk; any number does
+_SEED = 0
 
 
 class Draws(TorchDispatchMode):
@@ -127,7 +127,7 @@ def seeded() -> Iterator[None]:
         torch.manual_seed(_SEED)
         random.seed(_SEED)
         if numpy:
-            numpy.random.seed(_SEED % 2**32)
+            numpy.random.seed(_SEED)
         try:
             yield
         finally:

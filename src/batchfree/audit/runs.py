@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from batchfree.audit.alignment import Apart, distance
 from batchfree.audit.randomness import Draws, seeded
-from batchfree.audit.tree import batch_size, children, cloned, take, tensors
+from batchfree.audit.tree import (
+    batch_size,
+    children,
+    cloned,
+    in_dtype,
+    map_tensors,
+    take,
+    tensors,
+)
 
 Forward = Callable[[nn.Module, Any], Any]
 MODES = ("eval", "train")
@@ -94,26 +102,23 @@ class Runs:
             stack.enter_context(draws if draws is not None else Draws())
             return self.forward(self.model, given)
 
-    def run_with_gradient(self, mode: str) -> tuple[Any, list[Tensor]]:
-        """The output for the whole batch as a graph, and the inputs that it reaches back to."""
-        given = cloned(self.batch)
-        leaves = [t for t in tensors(given) if t.is_floating_point()]
+    def run_with_gradient(self, mode: str) -> tuple[Any, Any]:
+        """The output for the whole batch as a graph, and the batch that it reaches back to."""
+        inputs = cloned(self.batch)
+        for t in tensors(inputs):
+            if t.is_floating_point():
+                t.requires_grad_()
         self.done += self.size
         self.set_mode(mode)
         for p in self.model.parameters():
             p.requires_grad_(False)
-        entered = [t.requires_grad_() for t in leaves]
-        # A model may write into its input, which a leaf forbids.
-        passed = iter([t.clone() for t in entered])
-        given = _with(given, passed)
         with seeded(), torch.enable_grad():
-            return self.forward(self.model, given), entered
+            # A model may write into its input, which a leaf forbids.
+            return self.forward(self.model, map_tensors(Tensor.clone, inputs)), inputs
 
     @contextmanager
     def in_float64(self) -> Iterator[None]:
         """Parameters, buffers and the batch in float64 inside of the block."""
-        from batchfree.audit.tree import in_dtype
-
         single, self.dtype = self.batch, torch.float64
         self.batch = in_dtype(single, torch.float64)
         try:
@@ -121,12 +126,6 @@ class Runs:
         finally:
             self.batch, self.dtype = single, None
             self.restore()
-
-
-def _with(tree: Any, passed: Iterator[Tensor]) -> Any:
-    from batchfree.audit.tree import map_tensors
-
-    return map_tensors(lambda t: next(passed) if t.is_floating_point() else t, tree)
 
 
 def per_sample(output: Any, size: int) -> list[list[Tensor]]:

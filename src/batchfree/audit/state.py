@@ -50,7 +50,7 @@ def left_as_found(model: nn.Module) -> Iterator[Callable[[], None]]:
                 p.requires_grad_(requires_grad)
                 p.grad = gradient
             for data, values in (*memory.values(), *gradients):
-                if not _same(data, values):
+                if not same_bits(data, values):
                     data.copy_(values)
 
     try:
@@ -59,8 +59,8 @@ def left_as_found(model: nn.Module) -> Iterator[Callable[[], None]]:
         restore()
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    """To the bit, so that NaN is itself."""
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same; NaN is itself."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if a.is_floating_point() and a.stride() == b.stride():

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
@@ -103,6 +104,12 @@ def _channels(module: nn.Module) -> int | None:
             return value
     running = getattr(module, "running_mean", None)
     return None if running is None else int(running.shape[0])
+
+
+def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel of x, (N, C, *), in float64: what a BatchNorm takes."""
+    variance, mean = torch.var_mean(x.detach().transpose(0, 1).flatten(1).double(), 1, correction=0)
+    return mean, variance
 
 
 def advice_for(kind: str | None, groups: int | None) -> tuple[str, str]:

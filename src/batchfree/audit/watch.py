@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from batchfree.audit.static import BATCH_KINDS, kind_of
+from batchfree.audit.static import BATCH_KINDS, channel_moments, kind_of
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,7 @@ class Watcher:
 @torch.no_grad()
 def _record(name: str, module: Any, x: torch.Tensor) -> LayerRecord:
     samples = min(x.shape[0], getattr(module, "normalization_batch", None) or x.shape[0])
-    first = x.detach()[:samples].transpose(0, 1).flatten(1).double()
-    mean, variance = first.mean(1), first.var(1, correction=0)
+    mean, variance = channel_moments(x[:samples])
     running_mean, running_var = module.running_mean.double(), module.running_var.double()
     scale = (running_var + module.eps).sqrt()
     drift = (mean - running_mean) / scale
@@ -144,7 +143,7 @@ def _record(name: str, module: Any, x: torch.Tensor) -> LayerRecord:
     return LayerRecord(
         module=name,
         samples=samples,
-        elements=first.shape[1],
+        elements=samples * x[0, 0].numel(),
         mean_drift=drift.abs().mean().item(),
         variance_drift=(2 * ratio.log()).abs().mean().item(),
         gap=gap.item(),
