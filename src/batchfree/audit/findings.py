@@ -9,7 +9,7 @@ from torch import nn
 
 from batchfree.audit.calls import Difference
 from batchfree.audit.coupling import Local
-from batchfree.audit.report import LEVELS, Finding, Layer, Level
+from batchfree.audit.report import LEVELS, Finding, Layer, Level, SweepPoint
 from batchfree.audit.static import BATCH_KINDS, advice_for, kind_of
 
 
@@ -160,6 +160,102 @@ def _is_running(model: nn.Module, buffer: str) -> bool:
     owner, _, name = buffer.rpartition(".")
     known = ("running_mean", "running_var", "num_batches_tracked")
     return name in known and kind_of(model.get_submodule(owner), False) is not None
+
+
+def not_finite_finding(model: nn.Module, mode: str, name: str) -> Finding:
+    """The first module that gives NaN or infinity."""
+    return Finding(
+        "not finite", "warning", name, _class(model, name), mode, None,
+        "its output holds NaN or infinity",
+        "mend that first: what comes after it cannot be compared",
+    )  # fmt: skip
+
+
+def gradient_finding(
+    model: nn.Module, mode: str, worst: tuple[float, int, int], undecided: Finding | None
+) -> Finding:
+    """A gradient between samples, which proves coupling that values did not show.
+
+    Args:
+        model: the audited one.
+        mode: `eval` or `train`.
+        worst: the gradient's size relative to the sample's own, the loss's and the input's sample.
+        undecided: a finding that randomness hid something, which this decides.
+    """
+    amount, i, j = worst
+    seen = (
+        f"sample {i}'s loss has a gradient of {percent(amount)} of its own with respect to "
+        f"sample {j}"
+    )
+    if undecided is None:
+        return Finding(
+            "gradient", "coupling", "", _class(model, ""), mode, amount,
+            f"{seen}, though values did not move",
+            "look for operations between samples that cancel in this batch",
+        )  # fmt: skip
+    advice, reason = advice_for(kind_of(model.get_submodule(undecided.module), False), None)
+    return Finding(
+        "coupling", "coupling", undecided.module, undecided.type, mode, amount,
+        f"{seen}; its random draws hide by how much its output moves", advice, reason,
+    )  # fmt: skip
+
+
+def gap_finding(model: nn.Module, amount: float, name: str) -> Finding:
+    """The module whose output differs most between the modes."""
+    return Finding(
+        "train/eval gap", "note", name, _class(model, name), None, amount,
+        f"the largest gap of a module between train and eval mode, on the same input: "
+        f"{percent(amount)}",
+        "expected of dropout; of BatchNorm it is the distance between the batch's and the running "
+        "statistics",
+    )  # fmt: skip
+
+
+def size_finding(points: list[SweepPoint], smallest: int | None, tolerance: float) -> Finding:
+    """From which batch size on the output is that of the whole batch."""
+    found = f"from {smallest} samples on" if smallest else "at no smaller size"
+    listed = ", ".join(f"{percent(p.output)} at {p.size}" for p in points if p.output is not None)
+    return note(
+        f"the output stays within {percent(tolerance)} of the whole batch's {found}: {listed}",
+        "train",
+        "batch size",
+    )
+
+
+def classes_finding(model: nn.Module, alike: float, mixed: float) -> Finding:
+    """Batches of one class against mixed ones of the same size."""
+    return Finding(
+        "not i.i.d.", "warning" if alike > 1.2 * mixed else "note", "", _class(model, ""), "train",
+        alike,
+        f"in batches of one class the output moves by {percent(alike)}, in mixed batches of the "
+        f"same size by {percent(mixed)}",
+        "shuffle across classes, or normalise without the batch",
+        "batch statistics of samples that are not i.i.d. (Wu & He 2018, section 4.2: regions of "
+        "one image)",
+    )  # fmt: skip
+
+
+def padding_finding(model: nn.Module, moved: float) -> Finding:
+    """An image that its batch pads."""
+    return Finding(
+        "padding", "warning", "", _class(model, ""), "eval", moved,
+        f"an image's output moves by {percent(moved)} when a larger mate makes the batch pad it",
+        "batch images of like size, or mask the padding",
+        "padding reaches statistics and borders, with GroupNorm too",
+    )  # fmt: skip
+
+
+def metric_finding(model: nn.Module, evaluated: float, trained: float) -> Finding:
+    """The user's metric in both modes."""
+    return Finding(
+        "metric gap", "note", "", _class(model, ""), None, trained - evaluated,
+        f"the metric is {evaluated:.6g} in eval and {trained:.6g} in train mode",
+        "a large gap means that running statistics do not stand for the batch's",
+    )  # fmt: skip
+
+
+def _class(model: nn.Module, name: str) -> str:
+    return type(model.get_submodule(name)).__name__
 
 
 def percent(amount: float) -> str:

@@ -10,11 +10,22 @@ from batchfree._errors import ConfigError
 from batchfree.audit import measures
 from batchfree.audit.calls import Healing, Recording
 from batchfree.audit.coupling import Local, gradient_matrix, local_coupling, replacement_matrix
-from batchfree.audit.findings import buffer_finding, coupling_findings, note, percent
+from batchfree.audit.findings import (
+    buffer_finding,
+    classes_finding,
+    coupling_findings,
+    gap_finding,
+    gradient_finding,
+    metric_finding,
+    not_finite_finding,
+    note,
+    padding_finding,
+    size_finding,
+)
 from batchfree.audit.randomness import Draws
 from batchfree.audit.report import Finding, Layer, Mode, SweepPoint
 from batchfree.audit.runs import Runs, everyone
-from batchfree.audit.static import BATCH_KINDS, advice_for, kind_of, known_modules, layer_of
+from batchfree.audit.static import BATCH_KINDS, known_modules, layer_of
 from batchfree.audit.tree import tensors
 from batchfree.nn import Groups
 
@@ -119,19 +130,7 @@ class Measurements:
     def _not_finite(self, recording: Recording, mode: str) -> None:
         name = measures.first_not_finite(recording)
         if name is not None:
-            kind = type(self.runs.model.get_submodule(name)).__name__
-            self.findings.append(
-                Finding(
-                    "not finite",
-                    "warning",
-                    name,
-                    kind,
-                    mode,
-                    None,
-                    "its output holds NaN or infinity",
-                    "mend that first: what comes after it cannot be compared",
-                )
-            )
+            self.findings.append(not_finite_finding(self.runs.model, mode, name))
 
     def _slices(self, mode: str, recording: Recording, local: Local) -> dict[str, float]:
         """Of modules whose rows are no samples: whether rows influence each other."""
@@ -178,40 +177,10 @@ class Measurements:
         here = [f for f in self.findings if f.mode == mode]
         if any(f.level == "coupling" for f in here):
             return
-        amount, i, j = worst
-        seen = (
-            f"sample {i}'s loss has a gradient of {percent(amount)} of its own with respect to "
-            f"sample {j}"
-        )
         undecided = next((f for f in here if f.kind == "randomness"), None)
         if undecided is not None:
             self.findings.remove(undecided)
-            module = self.runs.model.get_submodule(undecided.module)
-            advice, reason = advice_for(kind_of(module, False), None)
-            self.findings.append(
-                replace(
-                    undecided,
-                    kind="coupling",
-                    level="coupling",
-                    amount=amount,
-                    message=f"{seen}; its random draws hide by how much its output moves",
-                    advice=advice,
-                    reason=reason,
-                )
-            )
-        else:
-            self.findings.append(
-                Finding(
-                    "gradient",
-                    "coupling",
-                    "",
-                    type(self.runs.model).__name__,
-                    mode,
-                    amount,
-                    f"{seen}, though values did not move",
-                    "look for operations between samples that cancel in this batch",
-                )
-            )
+        self.findings.append(gradient_finding(self.runs.model, mode, worst, undecided))
 
     def _mark_layers(self, mode: str, local: Local, sliced: dict[str, float]) -> None:
         for name, layer in self.layers.items():
@@ -240,21 +209,7 @@ class Measurements:
             if difference.amount > 1e-3 and (worst is None or difference.amount > worst[0]):
                 worst = difference.amount, name
         if worst is not None:
-            module = self.runs.model.get_submodule(worst[1])
-            self.findings.append(
-                Finding(
-                    "train/eval gap",
-                    "note",
-                    worst[1],
-                    type(module).__name__,
-                    None,
-                    worst[0],
-                    f"the largest gap of a module between train and eval mode, on the same input: "
-                    f"{percent(worst[0])}",
-                    "expected of dropout; of BatchNorm it is the distance between the batch's and "
-                    "the running statistics",
-                )
-            )
+            self.findings.append(gap_finding(self.runs.model, *worst))
 
     def measure_sizes(self, tolerance: float) -> None:
         """Batches of other sizes against the whole one, where samples are coupled at all."""
@@ -268,39 +223,14 @@ class Measurements:
             self.findings.append(note(f"batch sizes were not measured: {_words(error)}", "train"))
             return
         self.smallest = measures.smallest_within(self.points, tolerance)
-        known = [p for p in self.points if p.output is not None]
-        if known:
-            found = f"from {self.smallest} samples on" if self.smallest else "at no smaller size"
-            listed = ", ".join(f"{percent(p.output or 0)} at {p.size}" for p in known)
-            self.findings.append(
-                note(
-                    f"the output stays within {percent(tolerance)} of the whole batch's "
-                    f"{found}: {listed}",
-                    "train",
-                    "batch size",
-                )
-            )
+        if any(p.output is not None for p in self.points):
+            self.findings.append(size_finding(self.points, self.smallest, tolerance))
 
     def measure_classes(self, labels: Sequence[Any]) -> None:
         """Batches of one class against mixed ones."""
         found = measures.one_class_batches(self.runs, labels, self.draws["train"])
         if found is not None and found[0] > 1e-6:
-            alike, mixed = found
-            self.findings.append(
-                Finding(
-                    "not i.i.d.",
-                    "warning" if alike > 1.2 * mixed else "note",
-                    "",
-                    type(self.runs.model).__name__,
-                    "train",
-                    alike,
-                    f"in batches of one class the output moves by {percent(alike)}, in mixed "
-                    f"batches of the same size by {percent(mixed)}",
-                    "shuffle across classes, or normalise without the batch",
-                    "batch statistics of samples that are not i.i.d. (Wu & He 2018, section 4.2: "
-                    "regions of one image)",
-                )
-            )
+            self.findings.append(classes_finding(self.runs.model, *found))
 
     def measure_padding(self, batch: Any) -> None:
         """Lists of images: an image whose mate makes the batch pad it."""
@@ -310,38 +240,14 @@ class Measurements:
             self.findings.append(note(f"padding was not measured: {_words(error)}", "eval"))
             return
         if moved is not None and moved > 1e-6:
-            self.findings.append(
-                Finding(
-                    "padding",
-                    "warning",
-                    "",
-                    type(self.runs.model).__name__,
-                    "eval",
-                    moved,
-                    f"an image's output moves by {percent(moved)} when a larger mate makes the "
-                    "batch pad it",
-                    "batch images of like size, or mask the padding",
-                    "padding reaches statistics and borders, with GroupNorm too",
-                )
-            )
+            self.findings.append(padding_finding(self.runs.model, moved))
 
     def measure_metric(self, loader: Iterable[Any], metric: measures.Metric) -> None:
         """A metric of the user's in both modes."""
         self.say("the metric in both modes", 0.9)
         runs = self.runs
-        evaluated, trained = measures.metric_gap(runs.model, loader, metric, runs.set_mode)
-        self.findings.append(
-            Finding(
-                "metric gap",
-                "note",
-                "",
-                type(runs.model).__name__,
-                None,
-                trained - evaluated,
-                f"the metric is {evaluated:.6g} in eval and {trained:.6g} in train mode",
-                "a large gap means that running statistics do not stand for the batch's",
-            )
-        )
+        values = measures.metric_gap(runs.model, loader, metric, runs.set_mode)
+        self.findings.append(metric_finding(runs.model, *values))
 
     def say(self, what: str, part: float) -> None:
         """Tells the progress."""
