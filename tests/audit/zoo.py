@@ -39,6 +39,17 @@ class Custom(nn.Module):
         return self.conv(x).mean((2, 3))
 
 
+class NormAndActivation(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d: its own code normalises, modules inside do the rest."""
+
+    def __init__(self):
+        super().__init__(8)
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.activation(super().forward(x))
+
+
 class BatchMean(Custom):
     def forward(self, x):
         h = self.pooled(x)
@@ -278,6 +289,11 @@ CASES = {
         lambda: net(batchfree.BatchNorm2d(8, normalization_batch=2)), images(), train=("1",)
     ),
     "lazy BN": Case(lambda: net(nn.LazyBatchNorm2d()), images(), train=("1",)),
+    "BN with its activation inside": Case(
+        lambda: net(NormAndActivation(), nn.Conv2d(8, 8, 1), NormAndActivation()),
+        images(),
+        train=("1", "4"),
+    ),
     "two BNs": Case(
         lambda: net(nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)),
         images(),
