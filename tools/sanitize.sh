@@ -21,7 +21,7 @@ fi
 export BATCHFREE_KERNELS="$library"
 export ASAN_OPTIONS="detect_leaks=0:log_path=$scratch/report"
 export UBSAN_OPTIONS="print_stacktrace=1:halt_on_error=1:log_path=$scratch/report"
-preload="$("$compiler" -print-file-name=libasan.so):$("$compiler" -print-file-name=libubsan.so)"
+preload="$($compiler -print-file-name=libasan.so):$($compiler -print-file-name=libubsan.so)"
 
 # Left out: torch.compile and export, which take minutes here and whose C++ compiler would inherit
 # the preloaded libraries, and distributed processes. Neither changes what the kernels are given.

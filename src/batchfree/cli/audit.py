@@ -8,10 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from batchfree._checks import suggest
 from batchfree._errors import ConfigError, DataError
 from batchfree._files import write_atomically
-from batchfree.cli.parsing import parse
+from batchfree.cli.parsing import check_known, parse
 
 FINDINGS = 1
 _LEVELS = ("coupling", "bits", "warning", "note", "never")
@@ -50,8 +49,8 @@ def audit(args: list[str]) -> int:
     parser.add_argument("--threads", type=int, metavar="N", help="PyTorch's; all cores by default")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     options = parse(parser, args)
-    _among(options.fail_on, _LEVELS, "level")
-    _among(options.mode, ("eval", "train", "both"), "mode")
+    check_known(options.fail_on, _LEVELS, "level")
+    check_known(options.mode, ("eval", "train", "both"), "mode")
     if (options.input is None) == (options.data is None):
         raise ConfigError("batchfree audit: give --input N,C,H,W or --data DIR, one of them")
     import torch
@@ -193,10 +192,3 @@ def _show(content: Any) -> None:
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else 160).print(content)
-
-
-def _among(value: str, known: tuple[str, ...], what: str) -> None:
-    if value not in known:
-        raise ConfigError(
-            f"there is no {what} {value!r}{suggest(value, known)}; known: {', '.join(known)}"
-        )

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from batchfree._checks import suggest
 from batchfree._errors import ConfigError
 from batchfree.cli.bench_run import Record, run, say
-from batchfree.cli.parsing import parse
+from batchfree.cli.parsing import check_known, parse
 from batchfree.experiments.machine import usable_cores
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -54,15 +51,15 @@ def _kernels(args: list[str]) -> int:
         return _list_suites()
     _check(options)
     for mode in options.modes or ():
-        _among(mode, inputs.MODES, "mode")
+        check_known(mode, inputs.MODES, "mode")
     for name in options.peers or ():
-        _among(name, peers.peer_names(), "peer")
+        check_known(name, peers.peer_names(), "peer")
     for layout in options.layouts:
-        _among(layout, inputs.LAYOUTS, "layout")
-    _among(options.parameters, inputs.PARAMETERS, "choice of --parameters")
+        check_known(layout, inputs.LAYOUTS, "layout")
+    check_known(options.parameters, inputs.PARAMETERS, "choice of --parameters")
     dtypes = [_DTYPES.get(name, name) for name in options.dtypes]
     for name in dtypes:
-        _among(name, inputs.DTYPES, "dtype")
+        check_known(name, inputs.DTYPES, "dtype")
 
     names = list(dict.fromkeys(options.suites or ["target"]))
     pairs = [(suite, case) for suite in names for case in suites.cases(suite)]
@@ -128,10 +125,10 @@ def _training_step(args: list[str]) -> int:
     from batchfree.bench.inputs import LAYOUTS
     from batchfree.bench.training_step import MODELS, NETWORKS, run_training_step
 
-    _among(options.network, NETWORKS, "network")
+    check_known(options.network, NETWORKS, "network")
     layouts = list(dict.fromkeys(options.layouts))
     for layout in layouts:
-        _among(layout, LAYOUTS, "layout")
+        check_known(layout, LAYOUTS, "layout")
 
     def measure(record: Record, budget: float) -> None:
         run_training_step(
@@ -169,7 +166,7 @@ def _add_common(parser: argparse.ArgumentParser, repetitions: int) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    _among(options.allocator, _ALLOCATORS, "allocator setting")
+    check_known(options.allocator, _ALLOCATORS, "allocator setting")
     if options.device not in ("cpu", "cuda"):
         raise ConfigError(f"--device must be cpu or cuda, got {options.device!r}")
     _at_least("repetitions", options.repetitions, 2)
@@ -183,12 +180,6 @@ def _check(options: argparse.Namespace) -> None:
 
         if not torch.cuda.is_available():
             raise ConfigError("--device cuda: PyTorch sees no CUDA device; use --device cpu")
-
-
-def _among(name: str, known: Sequence[str] | dict[str, Any], what: str) -> None:
-    if name not in known:
-        hint = suggest(name, known)
-        raise ConfigError(f"there is no {what} {name!r}{hint}; known: {', '.join(known)}")
 
 
 def _at_least(name: str, value: int, least: int) -> None:

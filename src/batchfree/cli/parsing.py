@@ -99,3 +99,10 @@ def check_experiment(name: str) -> None:
             f"there is no experiment {name!r}{suggest(name, EXPERIMENTS)}; experiments: "
             f"{', '.join(EXPERIMENTS)}"
         )
+
+
+def check_known(name: str, known: Collection[str], what: str) -> None:
+    """Raises ConfigError, with the nearest that there is, unless `name` is one of `known`."""
+    if name not in known:
+        hint = suggest(name, known)
+        raise ConfigError(f"there is no {what} {name!r}{hint}; known: {', '.join(known)}")

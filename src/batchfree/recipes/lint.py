@@ -50,7 +50,7 @@ def lint(config: Config, network: nn.Module | None = None) -> list[Lint]:
         ['small-batch']
     """
     found = [*_learning_rate(config), *_batch(config), *_decay(config), *_zero_init(config)]
-    return found + ([] if network is None else [*_network(config, network)])
+    return found + ([] if network is None else [*_network(network)])
 
 
 _LINEAR = "Goyal et al. 2017; Wu & He 2018, section 4.1"
@@ -125,7 +125,7 @@ def _zero_init(config: Config) -> Iterator[Lint]:
         )
 
 
-def _network(config: Config, network: nn.Module) -> Iterator[Lint]:
+def _network(network: nn.Module) -> Iterator[Lint]:
     kinds = {n: kind_of(m, network.training) for n, m in network.named_modules()}
     batch = [n for n, kind in kinds.items() if kind in BATCH_KINDS and kind != "FrozenBatchNorm"]
     per_sample = [n for n, kind in kinds.items() if kind in ("GroupNorm", "LayerNorm")]
@@ -152,7 +152,7 @@ def _network(config: Config, network: nn.Module) -> Iterator[Lint]:
         for n, m in network.named_modules()
         if isinstance(m, (nn.Conv2d, nn.Conv3d)) and not m.weight.requires_grad
     ]
-    if frozen and config.trainer.max_steps != 0 and _is_from_scratch(config):
+    if frozen:  # every recipe trains from scratch: no field of a config names weights
         yield Lint(
             "frozen-stem",
             frozen[0],
@@ -164,8 +164,3 @@ def _network(config: Config, network: nn.Module) -> Iterator[Lint]:
 
 def _in_roi_head(name: str) -> bool:
     return any(word in name for word in ("roi_head", "box_head", "mask_head", "keypoint_head"))
-
-
-def _is_from_scratch(config: Config) -> bool:
-    """Every recipe trains from scratch so far: no config field names weights to start from."""
-    return True
