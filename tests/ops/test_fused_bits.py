@@ -123,7 +123,7 @@ def test_samples_far_apart_in_memory(layout):
 @pytest.mark.parametrize("side", [64, 63])  # rows that all start on a vector's address, and few
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_batch_written_past_the_caches_equals_its_samples(dtype, side, layout):
-    """Outputs of over half the last cache are written by other instructions."""
+    """Where the tensors together exceed the last cache, other instructions write the output."""
     cache = os.sysconf(LEVEL3_CACHE_SIZE) if sys.platform == "linux" else 0
     cache = cache if cache > 0 else 32 << 20
     if cache > 128 << 20:
