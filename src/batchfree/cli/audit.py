@@ -13,6 +13,7 @@ from batchfree._files import write_atomically
 from batchfree.cli.parsing import check_known, parse
 
 FINDINGS = 1
+_ERASE = "\r\x1b[K"  # the line of the progress
 _LEVELS = ("coupling", "bits", "warning", "note", "never")
 
 
@@ -47,7 +48,7 @@ def audit(args: list[str]) -> int:
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
     parser.add_argument("--threads", type=int, metavar="N", help="PyTorch's; all cores by default")
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    parser.add_argument("--quiet", action="store_true", help="no progress on a terminal's stderr")
     options = parse(parser, args)
     check_known(options.fail_on, _LEVELS, "level")
     check_known(options.mode, ("eval", "train", "both"), "mode")
@@ -68,17 +69,20 @@ def audit(args: list[str]) -> int:
     model = load_model(options.model, options.weights)
     if options.model.startswith("torchvision:") and takes_lists(model):
         batch = detection_batch(batch)
-    report = run(
-        model,
-        batch,
-        modes=("eval", "train") if options.mode == "both" else (options.mode,),
-        labels=labels,
-        tolerance=options.tolerance,
-        name=options.model,
-        progress=None if options.quiet else _Progress(),
-    )
-    if not options.quiet:
-        print(file=sys.stderr)
+    shown = not options.quiet and sys.stderr.isatty()
+    try:
+        report = run(
+            model,
+            batch,
+            modes=("eval", "train") if options.mode == "both" else (options.mode,),
+            labels=labels,
+            tolerance=options.tolerance,
+            name=options.model,
+            progress=_Progress() if shown else None,
+        )
+    finally:
+        if shown:
+            print(_ERASE, end="", file=sys.stderr, flush=True)
     _show(table(report))
     for path, content in ((options.json, report.to_json), (options.html, report.to_html)):
         if path is not None:
@@ -182,7 +186,7 @@ class _Progress:
     def __call__(self, what: str, part: float) -> None:
         seconds = time.monotonic() - self.started
         left = f", about {seconds / part - seconds:.0f} s left" if part > 0.05 else ""
-        print(f"\r\x1b[K{what}{left}", end="", file=sys.stderr, flush=True)
+        print(f"{_ERASE}{what}{left}", end="", file=sys.stderr, flush=True)
 
 
 def _show(content: Any) -> None:
