@@ -1,10 +1,23 @@
-"""Inputs for the tests of the fused kernels, and one call of them, forward and backward."""
+"""Inputs for the tests of the fused kernels, and one call of them, forward and backward.
 
+The same tests serve every backend of such kernels: BATCHFREE_BACKEND=triton runs them on the Triton
+kernels, on the GPU, or with TRITON_INTERPRET=1 in Triton's interpreter (`make triton`, `make gpu`).
+"""
+
+import os
 from typing import NamedTuple
 
+import pytest
 import torch
 
 import batchfree
+from batchfree.ops.cpu import INTERPRETED
+
+BACKEND = os.environ.get("BATCHFREE_BACKEND") or "cpu"
+DEVICE = "cuda" if BACKEND == "triton" and not INTERPRETED else "cpu"
+ON_CPU = pytest.mark.skipif(DEVICE != "cpu", reason="holds tensors of the CPU")
+NATIVE = pytest.mark.skipif(INTERPRETED, reason="not for an interpreter")
+INTERPRETED_ELEMENTS = 6000
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LAYOUTS = ["contiguous", "channels_last"]
@@ -43,10 +56,13 @@ def draw(
     shape, dtype=torch.float32, layout="contiguous", *, residual=True, parameter_dtype=None, seed=0
 ):
     """Normal values, x shifted off zero; parameters of x's dtype unless another is named."""
-    generator = torch.Generator().manual_seed(seed)
+    if INTERPRETED and torch.Size(shape).numel() > INTERPRETED_ELEMENTS:
+        pytest.skip("takes long in Triton's interpreter")
+    generator = torch.Generator("cpu").manual_seed(seed)
 
     def normal(*size, of=dtype, shift=0.0):
-        return (torch.randn(size, generator=generator) + shift).to(of)
+        values = torch.randn(size, generator=generator, device="cpu")
+        return (values + shift).to(DEVICE, of)
 
     return Inputs(
         laid_out(normal(*shape, shift=0.3), layout),
@@ -67,14 +83,14 @@ def differentiate(function, inputs):
 
 
 def fused(inputs, num_groups, activation=None, eps=1e-5):
-    """By the C++ kernels, and by nothing else."""
+    """By the kernels under test, and by nothing else."""
 
     def function(x, weight, bias, residual):
         return batchfree.group_norm(
             x, num_groups, weight, bias, eps, activation=activation, residual=residual
         )
 
-    with batchfree.backend("cpu"):
+    with batchfree.backend(BACKEND):
         return differentiate(function, inputs)
 
 

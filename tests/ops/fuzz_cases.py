@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 
 import torch
-from fused_cases import DTYPES, Inputs
+from fused_cases import DEVICE, DTYPES, INTERPRETED, INTERPRETED_ELEMENTS, Inputs
 from hypothesis import strategies as st
 from oracle import ACTIVATIONS
 
-LARGEST = 20000  # elements of a sample: many leaves, and more than one thread's least share
+LARGEST = (
+    INTERPRETED_ELEMENTS if INTERPRETED else 20000
+)  # elements of a sample: many leaves, and more than one thread's least share
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,11 @@ class Call:
 
     def inputs(self):
         """The tensors, without gradients."""
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator("cpu").manual_seed(self.seed)
 
         def normal(size, place, dtype, scale=1.0, shift=0.0):
-            values = torch.randn(size, generator=generator) * scale + shift
-            return None if dtype is None else place.place(values.to(dtype))
+            values = torch.randn(size, generator=generator, device="cpu") * scale + shift
+            return None if dtype is None else place.place(values.to(DEVICE, dtype))
 
         shape, (c,) = self.shape, self.shape[1:2]
         x, residual, dy = self.places

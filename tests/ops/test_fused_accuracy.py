@@ -8,7 +8,10 @@ from oracle import ACTIVATIONS, oracle
 
 from batchfree.ops.activations import add_and_activate
 
-pytestmark = pytest.mark.filterwarnings("ignore::batchfree.DegenerateGroupWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::batchfree.DegenerateGroupWarning"),
+    pytest.mark.usefixtures("path"),
+]
 
 FACTOR, ULPS = 1.5, 4
 

@@ -6,12 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from fused_cases import DTYPES, LAYOUTS, assert_same_bits, draw, fused, per_sample
+from fused_cases import BACKEND, DTYPES, LAYOUTS, assert_same_bits, draw, fused, per_sample
 from oracle import ACTIVATIONS
 
 import batchfree
 
-pytestmark = pytest.mark.filterwarnings("ignore::batchfree.DegenerateGroupWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::batchfree.DegenerateGroupWarning"),
+    pytest.mark.usefixtures("path"),
+]
 
 # (N, C, *), groups. The kernels run one task per group (channels first) or sample (channels last)
 # where that keeps all threads busy, else they split groups and samples: see csrc/parallel.h.
@@ -143,7 +146,7 @@ def test_calls_of_many_threads_at_once_agree(layout):
     torch.set_num_threads(2)
     cases = [draw((3, 8, 61, 67), torch.bfloat16, layout, seed=seed) for seed in range(8)]
     alone = [fused(inputs, 2, "silu") for inputs in cases]
-    with batchfree.backend("cpu"), ThreadPoolExecutor(4) as pool:
+    with batchfree.backend(BACKEND), ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda inputs: fused(inputs, 2, "silu"), cases))
     for a, b in zip(together, alone, strict=True):
         assert_same_bits(a, b)

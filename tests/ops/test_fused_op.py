@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fused_cases import LAYOUTS, draw, laid_out
+from fused_cases import LAYOUTS, ON_CPU, draw, laid_out
 from oracle import ACTIVATIONS
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
@@ -13,6 +13,7 @@ FORWARD = torch.ops.batchfree.group_norm.default
 BACKWARD = torch.ops.batchfree.group_norm_backward.default
 CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 EVERYTHING = 15
+pytestmark = pytest.mark.usefixtures("path")
 
 
 def both_calls(inputs, num_groups, activation=None, *, splits=1, wanted=EVERYTHING):
@@ -174,6 +175,7 @@ BACKWARD_MISUSE = [
 ]
 
 
+@ON_CPU
 @pytest.mark.parametrize(
     ("change", "words"),
     [*MISUSE, *[(dict(eps=float(eps)), "eps must be finite") for eps in ("nan", "inf", "-inf")]],
@@ -184,6 +186,7 @@ def test_misuse_of_the_forward_operator_is_an_error(change, words):
         FORWARD(**right | dict(num_groups=2, eps=1e-5, activation=0) | change)
 
 
+@ON_CPU
 @pytest.mark.parametrize(("change", "words"), [*MISUSE, *BACKWARD_MISUSE])
 def test_misuse_of_the_backward_operator_is_an_error(change, words):
     right = dict(dy=torch.ones(2, 8, 3), x=torch.ones(2, 8, 3), weight=torch.ones(8), bias=None)
@@ -192,6 +195,7 @@ def test_misuse_of_the_backward_operator_is_an_error(change, words):
         BACKWARD(**right | dict(num_groups=2, activation=0, splits=1, wanted=EVERYTHING) | change)
 
 
+@ON_CPU
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [

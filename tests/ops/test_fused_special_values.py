@@ -5,6 +5,8 @@ import torch
 from fused_cases import DTYPES, LAYOUTS, Inputs, draw, fused, laid_out
 from oracle import ACTIVATIONS, oracle
 
+pytestmark = pytest.mark.usefixtures("path")
+
 HALF = [torch.bfloat16, torch.float16]
 POISONS = [float("nan"), float("inf"), -float("inf")]
 # Places in a (3, 8, 31, 33) tensor: heads, middles and tails of vectors and of leaves.

@@ -5,7 +5,7 @@ import io
 import pytest
 import torch
 import torch.multiprocessing as mp
-from fused_cases import LAYOUTS, differentiate, draw
+from fused_cases import BACKEND, DEVICE, LAYOUTS, ON_CPU, differentiate, draw
 from oracle import ACTIVATIONS, oracle
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
@@ -23,9 +23,9 @@ BACKWARD = torch.ops.batchfree.group_norm_backward.default
 
 
 @pytest.fixture(autouse=True)
-def _kernels_and_nothing_compiled_before():
+def _kernels_and_nothing_compiled_before(path):
     torch._dynamo.reset()
-    with batchfree.backend("cpu"):
+    with batchfree.backend(BACKEND):
         yield
 
 
@@ -139,7 +139,7 @@ def test_autocast_keeps_bfloat16_between_layers_and_float32_in_statistics(compil
     run = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
     saved = []
     with (
-        torch.autocast("cpu", torch.bfloat16),
+        torch.autocast(DEVICE, torch.bfloat16),
         torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t),
     ):
         y = run(x)
@@ -150,7 +150,7 @@ def test_autocast_keeps_bfloat16_between_layers_and_float32_in_statistics(compil
     assert {t.dtype for t in activations} == {torch.bfloat16}
     gradients = torch.autograd.grad(y.float().square().sum(), list(model.parameters()))
     assert {g.dtype for g in gradients} == {torch.float32}
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         want = model(x)
     assert_same([y], [want])
 
@@ -301,7 +301,7 @@ def _worker(rank, folder):
     for layer in (*sharded, sharded):
         fully_shard(layer, mesh=mesh)
     results = {}
-    with batchfree.backend("cpu"):
+    with batchfree.backend(BACKEND):
         replica = nn.parallel.DistributedDataParallel(network())
         for name, model in (("ddp", replica), ("fsdp", sharded)):
             model(x).square().mean().backward()
@@ -311,6 +311,7 @@ def _worker(rank, folder):
     torch.distributed.destroy_process_group()
 
 
+@ON_CPU
 @pytest.mark.slow
 def test_gradients_of_two_gloo_workers_equal_one_process(tmp_path):
     x = torch.randn(4, 3, 8, 8)

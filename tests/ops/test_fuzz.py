@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fused_cases import Inputs, Outputs, assert_same_bits, per_sample
+from fused_cases import BACKEND, INTERPRETED, ON_CPU, Inputs, Outputs, assert_same_bits, per_sample
 from fuzz_cases import calls
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,11 +16,11 @@ from batchfree.ops.fused import CODES, forward_op
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::batchfree.DegenerateGroupWarning"),
-    pytest.mark.usefixtures("nan_memory"),
+    pytest.mark.usefixtures("path", "nan_memory"),
 ]
 EXAMPLES = os.environ.get("BATCHFREE_FUZZ_EXAMPLES")
 fuzz = settings(
-    max_examples=int(EXAMPLES or 300),
+    max_examples=int(EXAMPLES or (15 if INTERPRETED else 300)),
     derandomize=EXAMPLES is None,
     database=None,
     deadline=None,
@@ -30,12 +30,12 @@ fuzz = settings(
 
 
 def call_kernels(call, inputs, needs, threads):
-    """The output and the gradients that are asked for, by the C++ kernels."""
+    """The output and the gradients that are asked for, by the kernels."""
     torch.set_num_threads(threads)
     pairs = zip(inputs[:4], needs, strict=True)
     leaves = [t if t is None else t.detach().requires_grad_(need) for t, need in pairs]
     x, weight, bias, residual = leaves
-    with batchfree.backend("cpu"):
+    with batchfree.backend(BACKEND):
         y = batchfree.group_norm(
             x,
             call.num_groups,
@@ -141,8 +141,9 @@ def mistakes(draw, call):
     return name, value
 
 
+@ON_CPU
 @fuzz
-@given(st.data(), calls(), st.sampled_from(["cpu", None]))
+@given(st.data(), calls(), st.sampled_from([BACKEND, None]))
 def test_a_call_that_does_not_fit_is_refused_by_name(data, call, backend):
     inputs = call.inputs()
     arguments = dict(zip(Inputs._fields[:4], inputs, strict=False))

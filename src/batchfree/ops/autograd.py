@@ -6,6 +6,7 @@ The gradient stands outside of the operators, in an `autograd.Function`, which c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +19,27 @@ from batchfree.ops.gradient import group_norm_gradient
 
 NAMES = {code: name for name, code in CODES.items()}
 NONE, RELU = CODES[None], CODES["relu"]
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+direct: Callable[[], tuple[Any, Any]] | None = None
+"""The functions behind the operators for CUDA, which `ops/cuda.py` sets. Called in their place where
+nobody else can be watching: the dispatcher's way to Python takes longer than the kernel."""
+
+
+def _operators(x: Tensor) -> tuple[Any, Any]:
+    """The forward and the backward to call."""
+    if (
+        torch.compiler.is_compiling()
+        or direct is None
+        or not x.is_cuda
+        or type(x) not in _PLAIN
+        or torch._C._len_torch_dispatch_stack()
+        or torch.autograd._profiler_enabled()
+    ):
+        return forward_op, backward_op
+    return direct()
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -36,7 +58,7 @@ class _GroupNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:
-        output = forward_op(*inputs)
+        output = _operators(inputs[0])[0](*inputs)
         _save(ctx, inputs, output)
         return output[0]
 
@@ -77,7 +99,7 @@ def _backward(
     activation: int,
     wanted: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return backward_op(
+    return _operators(x)[1](
         dy, x, weight, bias, residual, y, statistics, num_groups, activation, 0, wanted
     )
 
@@ -161,7 +183,8 @@ def group_norm_fused(
         return group_norm_aten(x, num_groups, weight, bias, eps, activation, residual)
     code = CODES[activation]
     if not torch.is_grad_enabled():
-        return forward_op(x, weight, bias, residual, num_groups, eps, code)[0]
+        forward = forward_op if transforms else _operators(x)[0]
+        return forward(x, weight, bias, residual, num_groups, eps, code)[0]
     if transforms:
         return _TransformableGroupNorm.apply(x, weight, bias, residual, num_groups, eps, code)[0]
     return _GroupNorm.apply(x, weight, bias, residual, num_groups, eps, code)

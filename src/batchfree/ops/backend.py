@@ -16,7 +16,7 @@ from torch import Tensor
 
 from batchfree._checks import check_choice, suggest
 from batchfree._errors import BackendError, ConfigError
-from batchfree.ops import cpu
+from batchfree.ops import cpu, cuda
 from batchfree.ops.aten import group_norm_aten
 from batchfree.ops.onnx import exporting, group_norm_onnx
 from batchfree.ops.reference import group_norm_reference
@@ -46,6 +46,7 @@ class Backend:
 # In order of preference. The last one serves every call that the checks let through.
 BACKENDS: dict[str, Backend] = {
     "cpu": Backend("cpu", cpu.group_norm_cpu, cpu.refusal, self_contained=True),
+    "triton": Backend("triton", cuda.group_norm_triton, cuda.refusal, self_contained=True),
     "aten": Backend("aten", group_norm_aten),
     "reference": Backend("reference", group_norm_reference),
 }
@@ -66,7 +67,7 @@ def backend(name: str | None) -> Iterator[None]:
     `BackendError` instead of handing the call to another.
 
     Args:
-        name: `"cpu"` (the C++ kernels), `"aten"` (PyTorch's own kernels), `"reference"` (plain
+        name: `"cpu"` (the C++ kernels), `"triton"` (the Triton kernels, for CUDA), `"aten"` (PyTorch's own kernels), `"reference"` (plain
             PyTorch, slow) or None (the first that can). A sample's result is the same to the bit
             whatever its batch and the number of threads with `"cpu"` and `"reference"`.
 

@@ -14,7 +14,7 @@ from batchfree._errors import ConfigError
 from batchfree.ops.autograd import group_norm_fused as group_norm_cpu
 from batchfree.ops.fused import library
 
-__all__ = ["capability", "group_norm_cpu", "missing", "refusal"]
+__all__ = ["INTERPRETED", "capability", "group_norm_cpu", "missing", "refusal"]
 
 # As in csrc/registration.cpp, which chooses the best that the processor has.
 CAPABILITIES = ("baseline", "avx2", "avx512")
@@ -22,8 +22,17 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+INTERPRETED = (os.environ.get("TRITON_INTERPRET"), os.environ.get("BATCHFREE_BACKEND")) == (
+    "1",
+    "triton",
+)
+"""Whether Triton's interpreter serves the CPU, which is for tests of the Triton kernels."""
+
+
 def _load() -> str | None:
     """Loads the library; returns why there is none, or None where it is loaded."""
+    if INTERPRETED:
+        return "Triton's interpreter serves the CPU (TRITON_INTERPRET, BATCHFREE_BACKEND)"
     path = os.environ.get("BATCHFREE_KERNELS") or Path(__file__).parents[1] / "_kernels.so"
     if not Path(path).is_file():
         return f"the C++ kernels were not built ({path} does not exist)"

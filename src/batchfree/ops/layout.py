@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,19 +14,24 @@ def samples_channels_last(x: Tensor) -> bool:
     The distance between samples does not count, so that a slice of a batch is laid out, and
     therefore computed, as the batch is.
     """
-    if x.dim() not in (4, 5):
+    return is_channels_last(x.shape, x.stride())
+
+
+def is_channels_last(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """`samples_channels_last` of a tensor of that shape and those strides."""
+    if len(shape) not in (4, 5):
         return False
-    positions = range(x.dim() - 1, 1, -1)
-    return not _dense(x, (*positions, 1)) and _dense(x, (1, *positions))
+    return not dense_samples(shape, strides, False) and dense_samples(shape, strides, True)
 
 
-def _dense(x: Tensor, dims: tuple[int, ...]) -> bool:
-    """Whether a sample is dense in memory in this order of dimensions, innermost first."""
+def dense_samples(shape: Sequence[int], strides: Sequence[int], channels_last: bool) -> bool:
+    """Whether each sample is dense in memory, in that layout."""
     expected = 1
-    for d in dims:
-        if x.shape[d] != 1 and x.stride(d) != expected:
+    positions = range(len(shape) - 1, 1, -1)
+    for d in (1, *positions) if channels_last else (*positions, 1):
+        if shape[d] != 1 and strides[d] != expected:
             return False
-        expected *= x.shape[d]
+        expected *= shape[d]
     return True
 
 

@@ -1,0 +1,113 @@
+"""What a call is given, as a hashable description: checks, and which tensors have to be copied."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from batchfree.ops.fused import CODES
+from batchfree.ops.layout import dense_samples
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+LARGEST = 2**31 - 2**16  # positions, which the kernels count in int32
+
+
+class Given(NamedTuple):
+    """All that plans and checks know of a tensor."""
+
+    dtype: torch.dtype
+    device: torch.device
+    shape: torch.Size
+    strides: tuple[int, ...]
+    address: int  # modulo 16; -1: no memory
+
+
+def given(t: Tensor | None) -> tuple[object, ...] | None:
+    """The fields of the description of a tensor; a plain tuple costs a third of a named one."""
+    if t is None:
+        return None
+    address = t.data_ptr()
+    return t.dtype, t.device, t.shape, t.stride(), address % 16 if address else -1
+
+
+def _need(condition: bool, message: str) -> None:
+    if not condition:
+        raise RuntimeError(f"batchfree::group_norm: {message}")
+
+
+def _check_memory(name: str, t: Given) -> None:
+    _need(t.address >= 0 or not t.shape.numel(), f"{name} has no memory: its storage was freed")
+
+
+def check_call(x: Given, num_groups: int, activation: int) -> None:
+    """Raises RuntimeError where x, the groups or the activation do not fit."""
+    _need(x.dtype in DTYPES, "x must be float32, bfloat16 or float16")
+    _need(len(x.shape) >= 2, "x must have shape (N, C, *)")
+    _need(0 <= activation < len(CODES), f"no such activation: {activation}")
+    _check_memory("x", x)
+    channels, positions = x.shape[1], math.prod(x.shape[2:])
+    fits = num_groups > 0 and channels > 0 and positions > 0 and channels % num_groups == 0
+    _need(fits, f"{num_groups} groups do not divide {channels} channels at {positions} positions")
+    _need(positions < LARGEST, f"{positions} positions are more than {LARGEST}")
+
+
+def check_like(name: str, t: Given | None, x: Given) -> None:
+    """Raises RuntimeError unless t is None or of x's shape, dtype and device."""
+    if t is None:
+        return
+    _need((t.device, t.dtype) == (x.device, x.dtype), f"{name} must have x's device and dtype")
+    _need(t.shape == x.shape, f"{name} must have x's shape")
+    _check_memory(name, t)
+
+
+def check_parameter(name: str, p: Given | None, x: Given) -> None:
+    """Raises RuntimeError unless p is None or holds a value per channel."""
+    if p is None:
+        return
+    fits = p.device == x.device and p.shape == x.shape[1:2]
+    _need(fits, f"{name} must hold one value per channel, on x's device")
+    dtypes = (x.dtype, torch.float32)
+    _need(p.dtype in dtypes, f"{name} must be float32 or of x's dtype")
+    _check_memory(name, p)
+
+
+def check_statistics(statistics: Given, x: Given, num_groups: int) -> None:
+    """Raises RuntimeError unless the statistics are the forward's."""
+    n = x.shape[0]
+    whole = (statistics.dtype, statistics.device) == (torch.float32, x.device)
+    whole = whole and statistics.shape == (3, n, num_groups)
+    whole = whole and (
+        n == 0 or dense_samples((1, *statistics.shape), (0, *statistics.strides), False)
+    )
+    _need(whole, "statistics must be what group_norm returned")
+
+
+def check_splits(splits: int, samples: int) -> None:
+    """Raises RuntimeError unless the samples fall into so many runs of the same length."""
+    fits = splits == 0 or (splits > 0 and samples % splits == 0)
+    _need(fits, f"{splits} splits do not divide {samples} samples")
+
+
+def check_sign(y: Given | None, activation: int) -> None:
+    """Raises RuntimeError where an output is given that is not ReLU's."""
+    _need(y is None or activation == CODES["relu"], "y serves for ReLU only")
+
+
+class Placed(NamedTuple):
+    """A tensor as the kernels read it: copied first or not, and how far samples are apart."""
+
+    copy: bool
+    stride: int
+
+
+def placed(t: Given | None, last: bool) -> Placed:
+    """Samples lie dense in memory in the layout, or are copied to that."""
+    if t is None:
+        return Placed(False, 0)
+    copy = t.address > 0 or not dense_samples(t.shape, t.strides, last)
+    stride = math.prod(t.shape[1:]) if copy else t.strides[0]
+    return Placed(copy, stride if t.shape[0] > 1 else 0)

@@ -1,0 +1,90 @@
+"""How the tensors of a call lie in memory, and whether its two steps are interleaved."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from batchfree.ops.layout import is_channels_last
+from batchfree.ops.triton import plan as planning
+from batchfree.ops.triton.given import FORMATS, Given, placed
+from batchfree.ops.triton.plan import Pieces, Sample, divides
+
+PLANS = 4096  # as many calls are remembered; a plan is a few small objects
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the tensors of a call lie in memory, and what the kernels are told of it."""
+
+    sample: Sample
+    memory_format: torch.memory_format
+    copies: tuple[bool, ...]
+    numbers: tuple[int, ...]
+    """Positions and sample strides, each divided by a power of two that the kernels know."""
+    vectors: tuple[int, int]
+    """These powers."""
+
+
+def layout_of(x: Given, num_groups: int, others: tuple[Given | None, ...]) -> Layout:
+    """For x and tensors of its shape."""
+    last = is_channels_last(x.shape, x.strides)
+    channels, positions = x.shape[1], math.prod(x.shape[2:])
+    sample = Sample(channels, channels // num_groups, positions, x.dtype.itemsize, last)
+    tensors = [placed(t, last) for t in others]
+    hv = 1 if last else divides(positions)
+    sv = divides(*(t.stride for t in tensors))
+    return Layout(
+        sample,
+        FORMATS[len(x.shape)] if last else torch.contiguous_format,
+        tuple(t.copy for t in tensors),
+        (positions // hv, *(t.stride // sv for t in tensors)),
+        (hv, sv),
+    )
+
+
+def parameter_copied(p: Given | None) -> bool:
+    return p is not None and (p.address > 0 or (p.strides[0] != 1 and p.shape[0] > 1))
+
+
+def is_elsewhere(device: int) -> bool:
+    """Whether that CUDA device is not the current one, where kernels are launched."""
+    return device >= 0 and device != torch._C._cuda_getDevice()
+
+
+def copied(t: Tensor | None, copy: bool, memory_format: torch.memory_format) -> Tensor | None:
+    return t.clone(memory_format=memory_format) if copy and t is not None else t
+
+
+@dataclass(frozen=True)
+class Interleaving:
+    """Of two steps over the same pieces: their units, and how far the second lags behind."""
+
+    units: int
+    lag: int
+
+
+def interleaving_of(x: Given, sample: Sample, pieces: Pieces, reads: int) -> Interleaving | None:
+    """None where the inputs fit into the cache, or where not even one unit's would stay there."""
+    limits, l2 = planning.LIMITS, _cache_bytes(x.device)
+    cache = l2 if limits.cache is None else limits.cache
+    lagging = l2 if limits.lagging is None else limits.lagging
+    chunks, blocks, unit = pieces.chunks(sample), pieces.blocks(sample), pieces.unit(sample)
+    total = chunks * blocks * x.shape[0]
+    bytes_of_piece = reads * pieces.R * pieces.chunk * sample.item
+    lag = unit * chunks + limits.in_flight
+    one_group = unit * pieces.R <= sample.width  # else one program combines many
+    if not one_group or total * bytes_of_piece <= cache or lag * bytes_of_piece > lagging:
+        return None
+    return Interleaving(total // (unit * chunks), min(lag, total))
+
+
+@lru_cache
+def _cache_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    return torch.cuda.get_device_properties(device).L2_cache_size
