@@ -1,5 +1,10 @@
-import time, torch, batchfree, torch.nn.functional as F
-from batchfree.ops.fused import forward_op, backward_op
+import time
+
+import torch
+import torch.nn.functional as F
+
+import batchfree
+from batchfree.ops.fused import backward_op, forward_op
 from batchfree.ops.triton.forward import group_norm as direct
 from batchfree.ops.triton.given import given
 
@@ -81,7 +86,8 @@ class Trivial(torch.autograd.Function):
 
 print("trivial function f", us(lambda: Trivial.apply(x, w, b)))
 print("trivial function fb", us(lambda: fb(lambda: Trivial.apply(x, w, b)), 1000))
-import cProfile, pstats
+import cProfile
+import pstats
 
 pr = cProfile.Profile()
 pr.enable()

@@ -5,7 +5,7 @@ usage: tune_triton.py <output.jsonl> [--shapes I,J,...] [--compile-only] [--vari
 Device time is that of a CUDA graph over input sets that together exceed the L2 cache.
 """
 
-# ruff: noqa: D103, T201
+# ruff: noqa: D103
 import argparse
 import json
 import statistics
@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-import batchfree
 from batchfree.ops.activations import add_and_activate
 from batchfree.ops.fused import CODES, backward_op, forward_op
 from batchfree.ops.triton import backward, forward, launch, plan

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from batchfree.bench.training_step import MODELS, _kept_storages, run_training_step
+from batchfree.bench.networks import MODELS
+from batchfree.bench.training_step import _kept_storages, run_training_step
 
 
 def test_the_three_networks_are_timed_and_their_memory_counted():

@@ -1,4 +1,5 @@
-"""What is timed: batchfree, PyTorch eager and compiled, BatchNorm, and a copy of the same bytes."""
+"""What is timed: batchfree, PyTorch eager and compiled, others' kernels where they are installed,
+BatchNorm, and a copy of the same bytes."""
 
 from __future__ import annotations
 
@@ -25,32 +26,34 @@ Function = Callable[[Tensor, Tensor | None, Tensor, Tensor], Tensor]
 
 EAGER, FLOOR = "eager", "floor"
 DEFAULT = (EAGER, "batchfree", "compile", "batch_norm", FLOOR)
+OTHERS = ("compile-max", "liger", "apex")
 
 
 def peer_names() -> tuple[str, ...]:
-    """Every peer: the default ones, then a backend of `batchfree.group_norm` by its name."""
-    return (*DEFAULT, *BACKENDS)
+    """Every peer: the default ones, others' kernels, then a backend of ours by its name."""
+    return (*DEFAULT, *OTHERS, *BACKENDS)
 
 
-def make_peer(name: str, setting: Setting, inputs: Inputs) -> Run:
-    """A peer, ready to run; a first run may take long where it compiles.
+def make_peer(name: str, setting: Setting) -> Callable[[Inputs], Run]:
+    """A peer, to be given inputs, and then ready to run; a first run may take long to compile.
 
     Raises:
-        ConfigError: there is no such peer.
+        ConfigError: there is no such peer, or it is not installed.
     """
     if name == FLOOR:
-        return _copy(setting)
-    if name in BACKENDS:
-        return _step(_batchfree(setting), setting, inputs, partial(backend, name))
-    if name == "compile":
-        return _step(_compiled(setting), setting, inputs)
-    makers = {EAGER: _eager, "batchfree": _batchfree}
-    if name in makers:
-        return _step(makers[name](setting), setting, inputs)
+        return lambda inputs: _copy(setting)
     if name == "batch_norm":
-        return _step(_batch_norm(setting, inputs), setting, inputs)
-    known = peer_names()
-    raise ConfigError(f"there is no peer {name!r}{suggest(name, known)}; peers: {', '.join(known)}")
+        return lambda inputs: _step(_batch_norm(setting, inputs), setting, inputs)
+    if name in BACKENDS:
+        function, around = _batchfree(setting), partial(backend, name)
+        return lambda inputs: _step(function, setting, inputs, around)
+    if name not in _MAKERS:
+        known = peer_names()
+        raise ConfigError(
+            f"there is no peer {name!r}{suggest(name, known)}; peers: {', '.join(known)}"
+        )
+    function = _MAKERS[name](setting)
+    return lambda inputs: _step(function, setting, inputs)
 
 
 def serving_backend(name: str, inputs: Inputs) -> str | None:
@@ -78,14 +81,46 @@ def _eager(setting: Setting) -> Function:
     return run
 
 
-def _compiled(setting: Setting) -> Function:
+def _compiled(setting: Setting, mode: str = "default") -> Function:
     import torch._inductor.config
 
     torch._inductor.config.compile_threads = 1  # no pool of compilers beside what is timed
     # It says that there is no CUDA toolkit, which nobody asked for.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    torch.compiler.reset()  # earlier settings' graphs count against its limit
-    return torch.compile(_eager(setting), dynamic=False, fullgraph=True)
+    if mode == "default":
+        torch.compiler.reset()  # earlier settings' graphs count against its limit
+    return torch.compile(_eager(setting), dynamic=False, fullgraph=True, mode=mode)
+
+
+def _liger(setting: Setting) -> Function:
+    """Liger-Kernel's Group Norm: contiguous, without activation, residual or three dimensions."""
+    try:
+        from liger_kernel.ops.group_norm import LigerGroupNormFunction
+    except ImportError:
+        raise ConfigError("liger is not installed; pip install liger-kernel") from None
+    groups, activation = setting.case.groups, setting.case.activation
+
+    def run(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+        y = LigerGroupNormFunction.apply(x.contiguous(), weight, bias, x.shape[1], groups, 1e-5)
+        return _finish(y, residual, activation)
+
+    return run
+
+
+def _apex(setting: Setting) -> Function:
+    """apex's Group Norm for channels last, with SiLU inside."""
+    try:
+        from apex.contrib.group_norm.group_norm import cuda_group_norm_nhwc_one_pass
+    except ImportError:
+        raise ConfigError("apex.contrib.group_norm is not installed") from None
+    groups, activation = setting.case.groups, setting.case.activation
+    inside = "silu" if activation == "silu" and not setting.case.residual else ""
+
+    def run(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+        y = cuda_group_norm_nhwc_one_pass(x, groups, weight, bias, 1e-5, inside)
+        return y if inside else _finish(y, residual, activation)
+
+    return run
 
 
 def _batch_norm(setting: Setting, inputs: Inputs) -> Function:
@@ -112,6 +147,16 @@ def _batchfree(setting: Setting) -> Function:
         )
 
     return run
+
+
+_MAKERS: dict[str, Callable[[Setting], Function]] = {
+    EAGER: _eager,
+    "batchfree": _batchfree,
+    "compile": _compiled,
+    "compile-max": partial(_compiled, mode="max-autotune-no-cudagraphs"),
+    "liger": _liger,
+    "apex": _apex,
+}
 
 
 def _step(

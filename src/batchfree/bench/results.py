@@ -87,6 +87,10 @@ class KernelRow(Timed):
         peer: `eager`, `batchfree`, `compile`, `batch_norm`, `floor`, or a backend's name.
         backend: the backend that served, for batchfree's peers.
         floors: this time over that of the floor, within a repetition: 1 is as fast as a copy.
+        clock: `host`, where a call takes as long as its caller waits; `device`, where calls are
+            captured in a CUDA graph and only the GPU's work counts.
+        cache: on a GPU, whether inputs come from its L2 cache: `warm`, or `cold`, by other tensors
+            at each call.
     """
 
     suite: str = field(metadata=_TEXT)
@@ -105,6 +109,8 @@ class KernelRow(Timed):
     peer: str = field(metadata=_TEXT)
     backend: str | None = field(metadata=_MAYBE_TEXT)
     floors: float | None = field(metadata=_MAYBE_TIME)
+    clock: str = field(default="host", metadata=_TEXT)
+    cache: str = field(default="warm", metadata=_TEXT)
 
     @property
     def fusion(self) -> str:
@@ -116,7 +122,8 @@ class KernelRow(Timed):
     def setting(self) -> tuple[object, ...]:
         """What rows of one setting have in common."""
         case = (self.suite, self.case, self.shape, self.fusion, self.dtype, self.layout, self.mode)
-        return (*case, self.parameters, self.device, self.threads, self.allocator)
+        how = (self.device, self.clock, self.cache, self.threads, self.allocator)
+        return (*case, self.parameters, *how)
 
 
 @dataclass(frozen=True)
@@ -143,6 +150,8 @@ class StepRow(Timed):
         network, batch, size: ResNet-50, images in a step, pixels of their sides.
         layout: of images and weights.
         saved_bytes: bytes of distinct storages kept for the backward, parameters excluded.
+        precision: `float32`, or `bfloat16` under autocast.
+        peak_bytes: on a GPU, the most memory that was allocated in a step.
     """
 
     model: str = field(metadata=_TEXT)
@@ -151,6 +160,8 @@ class StepRow(Timed):
     size: int = field(metadata=_COUNT)
     layout: str = field(metadata=_TEXT)
     saved_bytes: int | None = field(metadata=by(optional(integer(0))))
+    precision: str = field(default="float32", metadata=_TEXT)
+    peak_bytes: int | None = field(default=None, metadata=by(optional(integer(0))))
 
 
 ROWS: dict[str, type[Timed]] = {"kernels": KernelRow, "overhead": OverheadRow, "steps": StepRow}

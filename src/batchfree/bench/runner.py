@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from batchfree.bench import allocator
+from batchfree.bench import allocator, device_time
 from batchfree.bench.inputs import Setting, make_inputs
 from batchfree.bench.peers import DEFAULT, EAGER, FLOOR, make_peer, serving_backend
 from batchfree.bench.results import KernelRow
@@ -28,11 +28,15 @@ class Limits:
         repetitions: at most so many of each setting.
         budget: seconds for all settings; those that it does not reach are left out.
         threads: PyTorch's threads; None leaves them as they are.
+        clock: `host` or `device`, as in `KernelRow`.
+        cache: `warm` or `cold`, likewise.
     """
 
     repetitions: int = 30
     budget: float = math.inf
     threads: int | None = None
+    clock: str = "host"
+    cache: str = "warm"
 
 
 def run_kernels(
@@ -60,32 +64,39 @@ def run_kernels(
             if left <= 0:
                 return len(settings) - rank
             seconds = min(SETTING_SECONDS, left / (len(settings) - rank))
-            record(run_setting(setting, peers, limits.repetitions, seconds))
+            record(run_setting(setting, peers, limits, seconds))
     return 0
 
 
 def run_setting(
-    setting: Setting, peers: Sequence[str], repetitions: int, seconds: float = SETTING_SECONDS
+    setting: Setting, peers: Sequence[str], limits: Limits, seconds: float = SETTING_SECONDS
 ) -> list[KernelRow]:
     """A row for each peer on one setting."""
+    on_device = limits.clock == "device"
     try:
-        inputs = make_inputs(setting)
+        sets = device_time.input_sets(setting.floor_bytes, limits.cache) if on_device else 1
+        inputs = [make_inputs(setting) for _ in range(sets)]
     except (RuntimeError, MemoryError) as error:
         failed = Samples(failure=reason(error))
-        return [_row(setting, peer, None, {peer: failed}) for peer in peers]
+        return [_row(setting, peer, None, {peer: failed}, limits) for peer in peers]
     functions: dict[str, Run] = {}
     failed_peers: dict[str, Samples] = {}
     backends: dict[str, str | None] = {}
     for peer in peers:
         try:
-            functions[peer] = make_peer(peer, setting, inputs)
-            backends[peer] = serving_backend(peer, inputs)
+            function = make_peer(peer, setting)
+            runs = [function(several) for several in inputs]
+            functions[peer] = device_time.Graphed(runs) if on_device else runs[0]
+            backends[peer] = serving_backend(peer, inputs[0])
         except Exception as error:
             functions.pop(peer, None)
             failed_peers[peer] = Samples(failure=reason(error))
-    samples = interleave(functions, repetitions=repetitions, seconds=seconds, device=setting.device)
+    samples = interleave(
+        functions, repetitions=limits.repetitions, seconds=seconds, device=setting.device
+    )
+    samples = {name: device_time.per_call(s, functions[name]) for name, s in samples.items()}
     samples |= failed_peers
-    return [_row(setting, peer, backends.get(peer), samples) for peer in peers]
+    return [_row(setting, peer, backends.get(peer), samples, limits) for peer in peers]
 
 
 @contextmanager
@@ -121,7 +132,11 @@ def timed(samples: Samples, baseline: Samples | None, device: str) -> dict[str, 
 
 
 def _row(
-    setting: Setting, peer: str, backend: str | None, samples: dict[str, Samples]
+    setting: Setting,
+    peer: str,
+    backend: str | None,
+    samples: dict[str, Samples],
+    limits: Limits,
 ) -> KernelRow:
     case, own = setting.case, samples[peer]
     floors = ratios(own, samples[FLOOR]) if FLOOR in samples else None
@@ -143,4 +158,6 @@ def _row(
         peer=peer,
         backend=backend,
         floors=None if floors is None else floors.median,
+        clock=limits.clock,
+        cache=limits.cache,
     )

@@ -218,6 +218,30 @@ def _target_plain() -> list[Case]:
     return [replace(case, activation=None, residual=False) for case in _target()]
 
 
+def _gpu() -> list[Case]:
+    """From 1 MB to a clip's 335 MB in bfloat16, drawn from the other suites: for `make gpu`."""
+    wanted = (
+        ("hunyuan-vae", (1, 128, 20, 256, 256)),
+        ("hunyuan-vae", (1, 512, 5, 64, 64)),
+        ("sd-vae", (1, 128, 512, 512)),
+        ("sd-vae", (1, 512, 128, 128)),
+        ("sd-unet", (2, 320, 64, 64)),
+        ("sd-unet", (2, 1280, 16, 16)),
+        ("resnet50", (32, 64, 112, 112)),
+        ("resnet50", (32, 256, 56, 56)),
+        ("resnet50", (32, 1024, 14, 14)),
+        ("resnet50", (8, 128, 28, 28)),
+        ("mask-rcnn", (2, 64, 400, 672)),
+        ("mask-rcnn", (2, 256, 200, 336)),
+        ("mask-rcnn", (1024, 256, 7, 7)),
+        ("mask-rcnn", (256, 256, 14, 14)),
+    )
+    return [
+        next(case for case in cases(suite) if case.shape == shape and case.activation)
+        for suite, shape in wanted
+    ]
+
+
 SUITES: dict[str, Callable[[], list[Case]]] = {
     "target": _target,
     "target-plain": _target_plain,
@@ -228,4 +252,5 @@ SUITES: dict[str, Callable[[], list[Case]]] = {
     "hunyuan-vae": _hunyuan_vae,
     "medical-3d": _medical_3d,
     "tiny": _tiny,
+    "gpu": _gpu,
 }

@@ -8,21 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-import torchvision.models
 from torch import Tensor, nn
 
+from batchfree.bench.networks import EAGER, MODELS, build
 from batchfree.bench.results import StepRow
 from batchfree.bench.runner import threads, timed
 from batchfree.bench.timing import Run, Samples, interleave, reason
-from batchfree.models import build_model
-from batchfree.nn import norm_layer
-
-NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101")
-MODELS = FUSED, EAGER, BATCH_NORM = ("fused GN", "eager GN", "BN")
-GROUPS = 32
 
 
 def run_training_step(
@@ -32,6 +27,7 @@ def run_training_step(
     batch: int = 4,
     size: int = 224,
     layouts: Sequence[str] = ("contiguous",),
+    precision: str = "float32",
     repetitions: int = 10,
     budget: float = math.inf,
     device: str = "cpu",
@@ -45,6 +41,7 @@ def run_training_step(
         batch: images in a step.
         size: pixels of their sides.
         layouts: `contiguous`, `channels_last`.
+        precision: `float32`, or `bfloat16` by autocast.
         repetitions: steps of each network.
         budget: seconds, shared by the layouts; at least a few repetitions are made.
         device: `cpu` or `cuda`.
@@ -52,13 +49,14 @@ def run_training_step(
     """
     with threads(thread_count):
         for layout in layouts:
-            functions, kept = {}, {}
+            functions, kept, peak = {}, {}, {}
             failed: dict[str, Samples] = {}
             for name in MODELS:
                 try:
                     torch.manual_seed(0)
-                    step = _Step(_build(name, network), batch, size, layout, device)
+                    step = _Step(name, network, batch, size, layout, precision, device)
                     kept[name] = step.saved_bytes()
+                    peak[name] = step.peak_bytes()
                     functions[name] = step.run
                 except (RuntimeError, ValueError) as error:  # BN of a single value, for one
                     failed[name] = Samples(failure=reason(error))
@@ -79,33 +77,36 @@ def run_training_step(
                         size=size,
                         layout=layout,
                         saved_bytes=kept.get(name),
+                        precision=precision,
+                        peak_bytes=peak.get(name),
                     )
                     for name in MODELS
                 ]
             )
 
 
-def _build(name: str, network: str) -> nn.Module:
-    """Ours with fused norms, or torchvision's, whose ReLU works in place."""
-    if name == FUSED:
-        return build_model(network, norm=norm_layer("gn", groups=GROUPS))
-    build = getattr(torchvision.models, network)
-    if name == BATCH_NORM:
-        return build()
-    return build(norm_layer=lambda channels: nn.GroupNorm(GROUPS, channels))
-
-
 class _Step:
-    """A network with its optimizer and one batch of random images."""
+    """A network with its optimizer and one batch of random inputs."""
 
-    def __init__(self, model: nn.Module, batch: int, size: int, layout: str, device: str) -> None:
-        memory_format = (
-            torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    def __init__(
+        self,
+        model: str,
+        network: str,
+        batch: int,
+        size: int,
+        layout: str,
+        precision: str,
+        device: str,
+    ) -> None:
+        last = layout == "channels_last"
+        memory_format = torch.channels_last if last else torch.contiguous_format
+        built, self._inputs, self._lose = build(network, model, batch, size)
+        self.model = built.to(device).to(memory_format=memory_format).train()
+        self._inputs = _moved(self._inputs, device, memory_format)
+        self._autocast = partial(
+            torch.autocast, device, torch.bfloat16, enabled=precision == "bfloat16"
         )
-        self.model = model.to(device).to(memory_format=memory_format).train()
-        images = torch.randn(batch, 3, size, size, device=device)
-        self.images = images.contiguous(memory_format=memory_format)
-        self.labels = torch.randint(1000, (batch,), device=device)
+        self._device = device
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
         self.run: Run = self._run
 
@@ -116,7 +117,18 @@ class _Step:
             self.optimizer.step()
 
     def _loss(self) -> Tensor:
-        return F.cross_entropy(self.model(self.images), self.labels)
+        with self._autocast():
+            return self._lose(self.model, *self._inputs)
+
+    def peak_bytes(self) -> int | None:
+        """The most memory allocated in a step; None on a CPU, where nobody counts it."""
+        if self._device != "cuda":
+            return None
+        self._run(2)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        self._run(1)
+        return torch.cuda.max_memory_allocated() - before
 
     def saved_bytes(self) -> int:
         """Bytes of the distinct storages that a forward keeps for the backward."""
@@ -125,6 +137,16 @@ class _Step:
             found = sum(kept.values())
         del loss
         return found
+
+
+def _moved(value: Any, device: str, memory_format: torch.memory_format) -> Any:
+    """Tensors in lists, tuples and dicts, on the device; images in the memory format."""
+    if isinstance(value, Tensor):
+        moved = value.to(device)
+        return moved.contiguous(memory_format=memory_format) if moved.dim() == 4 else moved
+    if isinstance(value, dict):
+        return {name: _moved(item, device, memory_format) for name, item in value.items()}
+    return [_moved(item, device, memory_format) for item in value]
 
 
 @contextmanager

@@ -41,6 +41,10 @@ def _kernels(args: list[str]) -> int:
     parser.add_argument(
         "--parameters", default="same", help="weight and bias in x's dtype (same) or in float32"
     )
+    parser.add_argument(
+        "--clock", default="host", help="host (default), or device: a GPU's time alone"
+    )
+    parser.add_argument("--cache", default="warm", help="with --clock device: warm or cold L2")
     parser.add_argument("--large", action="store_true", help="on a CPU too: cases over 128 MiB")
     _add_common(parser, repetitions=30)
     options = parse(parser, args)
@@ -57,6 +61,12 @@ def _kernels(args: list[str]) -> int:
     for layout in options.layouts:
         check_known(layout, inputs.LAYOUTS, "layout")
     check_known(options.parameters, inputs.PARAMETERS, "choice of --parameters")
+    check_known(options.clock, ("host", "device"), "clock")
+    check_known(options.cache, ("warm", "cold"), "cache")
+    if options.clock == "device" and options.device != "cuda":
+        raise ConfigError("--clock device is a GPU's; with --device cpu there is the host's alone")
+    if options.cache == "cold" and options.clock != "device":
+        raise ConfigError("--cache cold needs --clock device")
     dtypes = [_DTYPES.get(name, name) for name in options.dtypes]
     for name in dtypes:
         check_known(name, inputs.DTYPES, "dtype")
@@ -79,7 +89,7 @@ def _kernels(args: list[str]) -> int:
     chosen = list(dict.fromkeys(options.peers or peers.DEFAULT))
 
     def measure(record: Record, budget: float) -> None:
-        limits = Limits(options.repetitions, budget, options.threads)
+        limits = Limits(options.repetitions, budget, options.threads, options.clock, options.cache)
         run_kernels(wanted, record, peers=chosen, limits=limits)
 
     return run(args, options, "bench", measure, len(wanted) * len(chosen))
@@ -114,6 +124,7 @@ def _training_step(args: list[str]) -> int:
         "eager GN and BN, and counts the bytes that each keeps for its backward.",
     )
     parser.add_argument("--network", default="resnet50", metavar="NAME")
+    parser.add_argument("--precision", default="float32", help="or bfloat16, by autocast")
     parser.add_argument("--batch", type=int, default=4, metavar="N", help="images in a step")
     parser.add_argument("--size", type=int, default=224, metavar="N", help="pixels of a side")
     parser.add_argument("--layouts", nargs="+", default=["contiguous"], metavar="LAYOUT")
@@ -123,9 +134,11 @@ def _training_step(args: list[str]) -> int:
     for name, least in (("batch", 1), ("size", 32)):
         _at_least(name, getattr(options, name), least)
     from batchfree.bench.inputs import LAYOUTS
-    from batchfree.bench.training_step import MODELS, NETWORKS, run_training_step
+    from batchfree.bench.networks import MODELS, NETWORKS
+    from batchfree.bench.training_step import run_training_step
 
     check_known(options.network, NETWORKS, "network")
+    check_known(options.precision, ("float32", "bfloat16"), "precision")
     layouts = list(dict.fromkeys(options.layouts))
     for layout in layouts:
         check_known(layout, LAYOUTS, "layout")
@@ -137,6 +150,7 @@ def _training_step(args: list[str]) -> int:
             batch=options.batch,
             size=options.size,
             layouts=layouts,
+            precision=options.precision,
             repetitions=options.repetitions,
             budget=budget,
             device=options.device,

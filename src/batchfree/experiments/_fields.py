@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -173,8 +173,9 @@ class Checked:
         try:
             if not isinstance(value, Mapping):
                 raise ResultsError(f"expected an object, got {type(value).__name__}")
-            names = [item.name for item in fields(cls)]  # type: ignore[arg-type]
-            for name in names:
+            items = fields(cls)  # type: ignore[arg-type]
+            names = [item.name for item in items]
+            for name in (item.name for item in items if item.default is MISSING):
                 if name not in value:
                     raise ResultsError(f"the field {name!r} is missing")
             for name in value:

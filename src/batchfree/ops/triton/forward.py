@@ -19,8 +19,8 @@ from batchfree.ops.triton.placing import (
     Interleaving,
     Layout,
     copied,
-    is_elsewhere,
     interleaving_of,
+    is_elsewhere,
     layout_of,
     parameter_copied,
 )

@@ -1,0 +1,75 @@
+#!/bin/sh
+# Tests and benchmarks on a GPU, from a plain source tree: torch >= 2.11, triton >= 3.6 and no network.
+# usage: tools/gpu.sh <results folder> [seconds for tests] [seconds for benchmarks]
+#
+# Results: tests.log, then folders that `batchfree report` reads. What is cut short is told and kept.
+set -u
+output="$1"
+test_seconds="${2:-240}"
+bench_seconds="${3:-240}"
+python="${PYTHON:-python3}"
+jobs="$(nproc)"
+mkdir -p "$output"
+output="$(cd "$output" && pwd)"
+export PYTHONPATH="src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
+
+"$python" - >"$output/machine.txt" <<'END' || exit 1
+import torch, triton
+gpu = torch.cuda.get_device_properties(0)
+print(f"{gpu.name}, {gpu.multi_processor_count} multiprocessors, {gpu.total_memory >> 30} GiB,")
+print(f"torch {torch.__version__}, triton {triton.__version__}")
+END
+cat "$output/machine.txt"
+
+# The C++ kernels, where there is a compiler: in the background, they are for the CPU.
+if [ ! -e src/batchfree/_kernels.so ] && command -v "${CXX:-c++}" >/dev/null; then
+    BATCHFREE_BUILD_KERNELS=1 nice "$python" setup.py -q build_ext --inplace >"$output/build.log" 2>&1 &
+fi
+
+bench() {  # name, seconds, arguments of batchfree bench
+    name="$1"; seconds="$2"; shift 2
+    timeout $((seconds + 20)) "$python" -m batchfree.cli bench "$@" --device cuda \
+        --budget "$seconds" --threads 1 --output "$output/$name" >"$output/$name.log" 2>&1 \
+        || echo "bench $name: exit code $?"
+    tail -1 "$output/$name.log"
+}
+
+# torch.compile takes seconds a case, so its caches are filled by all processors meanwhile.
+filled=""
+if [ "$bench_seconds" -gt 60 ]; then
+    cases="$("$python" -c 'from batchfree.bench.suites import cases; print(len(cases("gpu")))')"
+    for i in $(seq 0 $((cases - 1))); do
+        timeout "$test_seconds" "$python" tools/fill_compile_cache.py "$i" >/dev/null 2>&1 &
+        filled="$filled $!"
+    done
+fi
+
+timeout "$test_seconds" env BATCHFREE_BACKEND=triton "$python" -m pytest -q -p no:cacheprovider \
+    -n "$jobs" tests/ops/test_triton.py tests/ops/test_fused_special_values.py \
+    tests/ops/test_fused_transforms.py tests/ops/test_fuzz.py tests/ops/test_fused_accuracy.py \
+    tests/ops/test_fused_bits.py tests/ops/test_fused_op.py \
+    -k "${GPU_TESTS:-chosen or test_triton or test_fuzz or test_fused_bits}" \
+    >"$output/tests.log" 2>&1
+status=$?
+[ "$status" = 124 ] && echo "tests: cut short after $test_seconds s"
+tail -3 "$output/tests.log"
+[ -n "$filled" ] && wait $filled
+
+if [ "$bench_seconds" -gt 0 ]; then
+    tenth=$((bench_seconds / 10))
+    bench kernels $((tenth * 4)) gpu --dtypes bf16 --clock device --cache cold --repetitions 10 \
+        --peers eager batchfree compile compile-max liger apex batch_norm floor
+    for batch in 2 8 32; do
+        bench "step-$batch" $((tenth / 2)) training-step --batch $batch --layouts channels_last \
+            --precision bfloat16
+    done
+    bench step-unet $((tenth / 2)) training-step --network unet --batch 2 --size 512 \
+        --precision bfloat16
+    bench step-maskrcnn $((tenth / 2)) training-step --network maskrcnn --batch 2 --size 800 \
+        --layouts channels_last --precision bfloat16
+    bench overhead "$tenth" overhead --repetitions 20
+    bench kernels-channels-last $((tenth * 3)) gpu --dtypes bf16 --layouts channels_last \
+        --clock device --cache cold --repetitions 10 \
+        --peers eager batchfree compile apex batch_norm floor
+fi
+exit "$status"
