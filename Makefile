@@ -7,10 +7,10 @@ STAMP  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
 
-.PHONY: help setup demo test check sanitize bench nightly tune clean
+.PHONY: help setup demo test check sanitize triton gpu gpu-quick gpu-sanitize bench nightly tune clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP)  ## create .venv from constraints.txt and install batchfree into it
 
@@ -31,6 +31,20 @@ check: $(STAMP)  ## lint, format and types
 
 sanitize: $(STAMP)  ## the kernels' tests under the address and undefined-behaviour sanitisers
 	sh tools/sanitize.sh "$(VENV)"
+
+triton: $(STAMP)  ## the kernels' tests on the Triton kernels, in Triton's interpreter, a few minutes
+	TRITON_INTERPRET=1 BATCHFREE_BACKEND=triton $(BIN)/python -m pytest -n $(WORKERS) -q \
+	  tests/ops/test_triton.py tests/ops/test_fuzz.py tests/ops/test_fused_special_values.py \
+	  tests/ops/test_fused_op.py tests/ops/test_fused_bits.py
+
+gpu:  ## tests and benchmarks on a GPU from a plain source tree, 9 minutes; results in benchmarks/
+	sh tools/gpu.sh benchmarks/$$(date +%F)-gpu 210 230
+
+gpu-quick:  ## the same, 3 minutes: fewer tests, and kernels alone
+	GPU_TESTS="chosen and (bits or special) or test_triton" sh tools/gpu.sh runs/gpu-quick 80 60
+
+gpu-sanitize:  ## every Triton kernel under compute-sanitizer's memcheck and racecheck
+	sh tools/gpu_sanitize.sh
 
 bench: $(STAMP)  ## time the layers against their peers on this machine, a few minutes
 	$(BIN)/batchfree bench target --allocator keep --output runs/bench

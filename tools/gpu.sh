@@ -44,7 +44,7 @@ if [ "$bench_seconds" -gt 60 ]; then
     done
 fi
 
-timeout "$test_seconds" env BATCHFREE_BACKEND=triton "$python" -m pytest -q -p no:cacheprovider \
+timeout "$test_seconds" env BATCHFREE_BACKEND=triton "$python" -m pytest -q -p no:cacheprovider -p no:benchmark \
     -n "$jobs" tests/ops/test_triton.py tests/ops/test_fused_special_values.py \
     tests/ops/test_fused_transforms.py tests/ops/test_fuzz.py tests/ops/test_fused_accuracy.py \
     tests/ops/test_fused_bits.py tests/ops/test_fused_op.py \

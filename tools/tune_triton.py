@@ -5,7 +5,7 @@ usage: tune_triton.py <output.jsonl> [--shapes I,J,...] [--compile-only] [--vari
 Device time is that of a CUDA graph over input sets that together exceed the L2 cache.
 """
 
-# ruff: noqa: D103
+# ruff: noqa: D101, D102, D103
 import argparse
 import json
 import statistics

@@ -1,4 +1,4 @@
-"""What is the Triton kernels' own: their plans, ways that agree to the bit, and the GPU around them."""
+"""What is the Triton kernels' own: plans, ways that agree to the bit, and the GPU around them."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The ways that the Triton kernels have to compute the same, forced by the limits of their plans."""
+"""The ways in which the Triton kernels compute the same, forced by the limits of their plans."""
 
 from contextlib import contextmanager
 

@@ -105,7 +105,7 @@ def _mean_square(model: nn.Module, *latents: Tensor) -> Tensor:
 
 
 def _mask_rcnn(model: str) -> nn.Module:
-    backbone = _resnet_fpn_extractor(_resnet("resnet50", model), trainable_layers=5)  # type: ignore[arg-type]
+    backbone = _resnet_fpn_extractor(_resnet("resnet50", model), trainable_layers=5)
     # Images come in their size: no scaling in the step.
     return MaskRCNN(backbone, num_classes=91, min_size=1, max_size=1 << 20)
 

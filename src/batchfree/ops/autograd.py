@@ -24,8 +24,8 @@ NONE, RELU = CODES[None], CODES["relu"]
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 direct: Callable[[], tuple[Any, Any]] | None = None
-"""The functions behind the operators for CUDA, which `ops/cuda.py` sets. Called in their place where
-nobody else can be watching: the dispatcher's way to Python takes longer than the kernel."""
+"""The functions behind the operators for CUDA, which `ops/cuda.py` sets. They are called in their
+place where nobody can be watching: the dispatcher's way to Python takes longer than the kernel."""
 
 
 def _operators(x: Tensor) -> tuple[Any, Any]:
@@ -36,7 +36,7 @@ def _operators(x: Tensor) -> tuple[Any, Any]:
         or not x.is_cuda
         or type(x) not in _PLAIN
         or torch._C._len_torch_dispatch_stack()
-        or torch.autograd._profiler_enabled()
+        or torch._C._autograd._profiler_enabled()
     ):
         return forward_op, backward_op
     return direct()

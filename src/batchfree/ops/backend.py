@@ -67,9 +67,10 @@ def backend(name: str | None) -> Iterator[None]:
     `BackendError` instead of handing the call to another.
 
     Args:
-        name: `"cpu"` (the C++ kernels), `"triton"` (the Triton kernels, for CUDA), `"aten"` (PyTorch's own kernels), `"reference"` (plain
-            PyTorch, slow) or None (the first that can). A sample's result is the same to the bit
-            whatever its batch and the number of threads with `"cpu"` and `"reference"`.
+        name: `"cpu"` (the C++ kernels), `"triton"` (the Triton kernels, for CUDA), `"aten"`
+            (PyTorch's own kernels), `"reference"` (plain PyTorch, slow) or None (the first that
+            can). A sample's result is the same to the bit whatever its batch with `"cpu"`,
+            `"triton"` and `"reference"`, and whatever the number of threads.
 
     Raises:
         ValueError: the name is not that of a backend.

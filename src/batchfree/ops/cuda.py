@@ -57,5 +57,6 @@ def refusal(x: Tensor) -> str | None:
     if x.dtype not in DTYPES:
         return f"the Triton kernels take float32, bfloat16 and float16, not {x.dtype}"
     return MISSING or (
-        f"the Triton kernels take plain dense tensors, not a {type(x).__name__} of layout {x.layout}"
+        "the Triton kernels take plain dense tensors, "
+        f"not a {type(x).__name__} of layout {x.layout}"
     )

@@ -1,1 +1,1 @@
-"""Triton kernels for CUDA: the only place that imports triton; `ops/cuda.py` does so on first use."""
+"""Triton kernels for CUDA: the one place that imports triton; `ops/cuda.py` does so when needed."""

@@ -11,117 +11,128 @@ from torch import Tensor
 from batchfree.ops.fused import BIAS, INPUT, RESIDUAL, WEIGHT
 from batchfree.ops.triton import backward_kernels as kernels
 from batchfree.ops.triton import given as checks
+from batchfree.ops.triton import parameters as parameter_kernels
 from batchfree.ops.triton import plan as planning
-from batchfree.ops.triton.given import Given, given
+from batchfree.ops.triton.given import Given, given, unpacked
 from batchfree.ops.triton.launch import Step
-from batchfree.ops.triton.placing import (
-    PLANS,
-    Interleaving,
-    Layout,
-    copied,
-    interleaving_of,
-    is_elsewhere,
-    layout_of,
-    parameter_copied,
-)
+from batchfree.ops.triton.placing import PLANS, Layout, copied, is_elsewhere, lag_of, layout_of
 
 
 @dataclass(frozen=True)
-class Backward:
-    """A planned backward call."""
+class Resident:
+    """One launch, of programs that keep whole groups."""
+
+    step: Step
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Three launches over pieces, `chunks` of them along the positions."""
+
+    sums: Step
+    combine: Step
+    apply: Step
+    chunks: int
+
+
+@dataclass(frozen=True)
+class Interleaved:
+    """The three steps in one launch."""
+
+    step: Step
+    units: int
+    lag: int
+    chunks: int
+
+
+Way = Resident | Apart | Interleaved | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a call is computed; `parameters` adds up samples where weight or bias want it."""
 
     layout: Layout
-    parameter_copies: tuple[bool, bool]
-    groups: int
-    samples: int
-    splits: int
-    chunks: int = 1
-    resident: Step | None = None
-    sums: Step | None = None
-    pieces: tuple[Step, Step] | None = None
-    interleaved: Step | None = None
-    interleaving: Interleaving | None = None
-    parameters: Step | None = None
+    way: Way
+    parameters: Step | None
+    per_split: int
 
 
 @lru_cache(PLANS)
 def _plan_backward(
-    dy: Given,
-    x: Given,
-    weight: Given | None,
-    bias: Given | None,
-    residual: Given | None,
-    y: Given | None,
-    statistics: Given,
+    dy_given: Given,
+    x_given: Given,
+    weight_given: Given | None,
+    bias_given: Given | None,
+    residual_given: Given | None,
+    y_given: Given | None,
+    statistics_given: Given,
     num_groups: int,
     activation: int,
     splits: int,
     wanted: int,
-) -> Backward:
-    dy, x, weight, bias, residual, y, statistics = (
-        t and Given(*t) for t in (dy, x, weight, bias, residual, y, statistics)
-    )
+) -> Plan:
+    dy, x, statistics = Given(*dy_given), Given(*x_given), Given(*statistics_given)
+    weight, bias = unpacked(weight_given), unpacked(bias_given)
+    residual, y = unpacked(residual_given), unpacked(y_given)
     checks.check_call(x, num_groups, activation)
-    for name, t in (("dy", dy), ("residual", residual), ("y", y)):
-        checks.check_like(name, t, x)
+    checks.check_like("dy", dy, x)
+    checks.check_like("residual", residual, x)
+    checks.check_like("y", y, x)
     checks.check_parameter("weight", weight, x)
     checks.check_parameter("bias", bias, x)
     checks.check_statistics(statistics, x, num_groups)
     checks.check_splits(splits, x.shape[0])
     checks.check_sign(y, activation)
     other = residual if y is None else y
-    layout = layout_of(x, num_groups, (dy, x, other))
-    sample, (hv, sv) = layout.sample, layout.vectors
-    n, groups = x.shape[0], x.shape[0] * num_groups
-    common = dict(
-        layout=layout,
-        parameter_copies=(parameter_copied(weight), parameter_copied(bias)),
-        groups=groups,
-        samples=n,
-        splits=max(splits, 1),
-    )
-    if n == 0:
-        return Backward(**common)
-    c, d, last = sample.channels, sample.width, sample.last
-    sign = y is not None
-    parameters = bool(wanted & WEIGHT and weight) or bool(wanted & BIAS and bias)
+    layout = layout_of(x, num_groups, (dy, x, other), (weight, bias))
+    reads = 2 + (other is not None)
+    way = _way(x, layout, (activation, y is not None), reads, bool(wanted & INPUT))
+    runs = max(splits, 1)
+    adds = (wanted & WEIGHT and weight is not None) or (wanted & BIAS and bias is not None)
+    reduction = _reduction(layout, runs) if adds and way is not None else None
+    return Plan(layout, way, reduction, layout.samples // runs)
 
-    reduction = None
-    if parameters:
-        per_split = n // max(splits, 1)
-        cb = min(planning.power(c), 8)
-        rows = min(512, planning.power(per_split))
-        constants = (c, cb, rows)
-        programs = max(splits, 1) * -(-c // cb)
-        reduction = Step(kernels.parameters, programs, constants, max(1, rows * cb // 512))
-    common["parameters"] = reduction
+
+def _way(
+    x: Given, layout: Layout, activation: tuple[int, bool], reads: int, input_wanted: bool
+) -> Way:
+    sample, (hv, sv), n = layout.sample, layout.vectors, layout.samples
+    if n == 0:
+        return None
+    c, d, last = sample.channels, sample.width, sample.last
     tile = planning.resident(sample, planning.LIMITS.resident_backward)
     if tile is not None:
-        constants = (c, d, tile.K, tile.DP, tile.P, hv, sv, last, activation, sign)
-        step = Step(kernels.resident, n * tile.programs(sample), constants, tile.warps)
-        return Backward(**common, resident=step)
+        constants = (c, d, tile.K, tile.DP, tile.P, hv, sv, last, *activation)
+        return Resident(Step(kernels.resident, n * tile.programs(sample), constants, tile.warps))
     pieces = planning.pieces(sample, planning.LIMITS, planning.LIMITS.steps_backward)
-    chunks = pieces.chunks(sample)
-    total = n * chunks * pieces.blocks(sample)
-    shared = (
-        *(c, d, pieces.R, pieces.P, pieces.steps, pieces.stages, hv, sv, last),
-        *(activation, sign),
+    chunks, unit = pieces.chunks(sample), pieces.unit(sample)
+    total, dp = n * chunks * pieces.blocks(sample), planning.power(d)
+    at_once = max(1, min(planning.power(chunks), 1024 // dp))
+    shared = (c, d, pieces.R, pieces.P, pieces.steps, pieces.stages, hv, sv, last, *activation)
+    lag = lag_of(x, sample, pieces, reads) if input_wanted else None
+    if lag is not None:
+        step = Step(kernels.interleaved, 2 * total, (*shared, unit, dp, at_once), pieces.warps)
+        return Interleaved(step, total // (unit * chunks), lag, chunks)
+    combined = (c, d, pieces.chunk, last, hv, dp, at_once)
+    return Apart(
+        Step(kernels.sums, total, shared, pieces.warps),
+        Step(kernels.combine, layout.groups, combined, max(1, min(4, at_once // 64))),
+        Step(kernels.apply, total, shared, pieces.warps),
+        chunks,
     )
-    dp = planning.power(d)
-    combined = (dp, max(1, min(planning.power(chunks), 1024 // dp)))
-    common["chunks"] = chunks
-    reads = 2 + (other is not None)
-    interleaving = interleaving_of(x, sample, pieces, reads)
-    if interleaving is not None and wanted & INPUT:
-        constants = (*shared, pieces.unit(sample), *combined)
-        step = Step(kernels.interleaved, 2 * total, constants, pieces.warps)
-        return Backward(**common, interleaved=step, interleaving=interleaving)
-    constants = (c, d, pieces.chunk, last, hv, *combined)
-    combine = Step(kernels.combine, groups, constants, max(1, min(4, combined[1] // 64)))
-    return Backward(
-        **common,
-        sums=Step(kernels.sums, total, shared, pieces.warps),
-        pieces=(combine, Step(kernels.apply, total, shared, pieces.warps)),
+
+
+def _reduction(layout: Layout, runs: int) -> Step:
+    """Adds up the samples of each run, 8 channels a program."""
+    c = layout.sample.channels
+    channels = min(planning.power(c), 8)
+    rows = min(512, planning.power(layout.samples // runs))
+    return Step(
+        parameter_kernels.parameters,
+        runs * -(-c // channels),
+        (c, channels, rows),
+        max(1, rows * channels // 512),
     )
 
 
@@ -139,9 +150,9 @@ def group_norm_backward(
     wanted: int,
 ) -> tuple[Tensor | None, ...]:
     """The backward operator: (dx, dresidual, dweight, dbias), None for what is not wanted."""
-    index = x.get_device()
-    if is_elsewhere(index):
-        with torch.cuda.device(index):
+    device = x.get_device()
+    if is_elsewhere(device):
+        with torch.cuda.device(device):
             return group_norm_backward(
                 dy, x, weight, bias, residual, y, statistics, num_groups, activation, splits, wanted
             )
@@ -158,8 +169,7 @@ def group_norm_backward(
         splits,
         wanted,
     )
-    layout, groups, device = plan.layout, plan.groups, x.device
-    memory_format = layout.memory_format
+    memory_format = plan.layout.memory_format
 
     def like_input(flag: int) -> Tensor | None:
         return torch.empty_like(x, memory_format=memory_format) if wanted & flag else None
@@ -168,57 +178,51 @@ def group_norm_backward(
         if p is None or not wanted & flag:
             return None
         shape = (splits, x.shape[1]) if splits else (x.shape[1],)
-        return torch.empty(shape, dtype=p.dtype, device=device)
+        # Without samples nobody writes to it.
+        make = torch.zeros if plan.way is None else torch.empty
+        return make(shape, dtype=p.dtype, device=x.device)
 
     dx, dr = like_input(INPUT), like_input(RESIDUAL)
     dw, db = like_parameter(WEIGHT, weight), like_parameter(BIAS, bias)
-    if groups:
-        _launch(
-            plan, (dy, x, weight, bias, residual if y is None else y), statistics, dx, dr, dw, db
-        )
-    else:
-        for p in (dw, db):
-            if p is not None:
-                p.zero_()
+    if plan.way is not None:
+        inputs = dy, x, weight, bias, residual if y is None else y
+        _launch(plan, plan.way, inputs, statistics, (dx, dr), (dw, db))
     return dx, dr, dw, db
 
 
 def _launch(
-    plan: Backward,
+    plan: Plan,
+    way: Resident | Apart | Interleaved,
     inputs: tuple[Tensor | None, ...],
     statistics: Tensor,
-    dx: Tensor | None,
-    dr: Tensor | None,
-    dw: Tensor | None,
-    db: Tensor | None,
+    outputs: tuple[Tensor | None, Tensor | None],
+    gradients: tuple[Tensor | None, Tensor | None],
 ) -> None:
-    layout, groups, device = plan.layout, plan.groups, statistics.get_device()
-    formats = [layout.memory_format] * 2 + [torch.contiguous_format] * 2 + [layout.memory_format]
-    whether = (*layout.copies[:2], *plan.parameter_copies, layout.copies[2])
-    if any(whether):
-        inputs = tuple(map(copied, inputs, whether, formats))
-    hw, dy_n, x_n, r_n = layout.numbers
-    numbers = hw, dy_n, x_n, r_n, groups
-    weight = inputs[2]
+    layout, groups = plan.layout, plan.layout.groups
+    where, device = statistics.device, statistics.get_device()
+    if layout.any_copies:
+        dense, flat = layout.memory_format, torch.contiguous_format
+        whether = (*layout.copies[:2], *layout.parameter_copies, layout.copies[2])
+        inputs = tuple(map(copied, inputs, whether, (dense, dense, flat, flat, dense)))
+    numbers = (*layout.numbers, groups)
 
     def room(elements: int) -> Tensor:
-        return torch.empty(elements, dtype=torch.float32, device=statistics.device)
+        return torch.empty(elements, dtype=torch.float32, device=where)
 
-    totals = room(2 * groups * layout.sample.width) if plan.parameters is not None else None
-    if plan.resident is not None:
-        plan.resident(device, *inputs, statistics, dx, dr, totals, *numbers)
+    elements = 2 * layout.samples * layout.sample.channels
+    totals = room(elements) if plan.parameters is not None else None
+    if isinstance(way, Resident):
+        way.step(device, *inputs, statistics, *outputs, totals, *numbers)
     else:
-        parts, means = room(2 * groups * layout.sample.width * plan.chunks), room(2 * groups)
-        if plan.interleaving is not None:
-            units, lag = plan.interleaving.units, plan.interleaving.lag
-            counters = torch.zeros(1 + 2 * units, dtype=torch.int32, device=statistics.device)
-            outputs = means, dx, dr, parts, totals, counters
-            plan.interleaved(device, *inputs, statistics, *outputs, *numbers, units, lag)
+        parts, means = room(elements * way.chunks), room(2 * groups)
+        if isinstance(way, Apart):
+            way.sums(device, *inputs, statistics, parts, *numbers)
+            way.combine(device, parts, inputs[2], totals, means, layout.numbers[0], groups)
+            if outputs != (None, None):
+                way.apply(device, *inputs, statistics, means, *outputs, *numbers)
         else:
-            combine, apply = plan.pieces
-            plan.sums(device, *inputs, statistics, parts, *numbers)
-            combine(device, parts, weight, totals, means, hw, groups)
-            if dx is not None or dr is not None:
-                apply(device, *inputs, statistics, means, dx, dr, *numbers)
+            counters = torch.zeros(1 + 2 * way.units, dtype=torch.int32, device=where)
+            rest = (*outputs, parts, totals, counters, *numbers, way.units, way.lag)
+            way.step(device, *inputs, statistics, means, *rest)
     if plan.parameters is not None:
-        plan.parameters(device, totals, dw, db, plan.samples, plan.samples // plan.splits)
+        plan.parameters(device, totals, *gradients, layout.samples, plan.per_split)

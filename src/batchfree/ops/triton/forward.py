@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -12,88 +12,87 @@ from torch import Tensor
 from batchfree.ops.triton import forward_kernels as kernels
 from batchfree.ops.triton import given as checks
 from batchfree.ops.triton import plan as planning
-from batchfree.ops.triton.given import Given, given
+from batchfree.ops.triton.given import Given, given, unpacked
 from batchfree.ops.triton.launch import Step
-from batchfree.ops.triton.placing import (
-    PLANS,
-    Interleaving,
-    Layout,
-    copied,
-    interleaving_of,
-    is_elsewhere,
-    layout_of,
-    parameter_copied,
-)
+from batchfree.ops.triton.placing import PLANS, Layout, copied, is_elsewhere, lag_of, layout_of
 
 
 @dataclass(frozen=True)
-class Forward:
-    """A planned forward call."""
+class Resident:
+    """One launch, of programs that keep whole groups."""
 
-    layout: Layout
-    parameter_copies: tuple[bool, bool]
-    groups: int
-    resident: Step | None = None
-    pieces: tuple[Step, Step, Step] | None = None
-    interleaved: Step | None = None
-    interleaving: Interleaving | None = None
-    workspace: int = 0  # float32 elements
+    step: Step
 
-    @cached_property
-    def copies(self) -> bool:
-        """Whether any tensor has to be copied first."""
-        return any((*self.layout.copies, *self.parameter_copies))
+
+@dataclass(frozen=True)
+class Apart:
+    """Three launches over pieces, and room for what they find: float32 elements."""
+
+    moments: Step
+    combine: Step
+    apply: Step
+    workspace: int
+
+
+@dataclass(frozen=True)
+class Interleaved:
+    """The three steps in one launch."""
+
+    step: Step
+    units: int
+    lag: int
+    workspace: int
+
+
+Way = Resident | Apart | Interleaved | None
 
 
 @lru_cache(PLANS)
 def _plan_forward(
-    x: Given,
-    weight: Given | None,
-    bias: Given | None,
-    residual: Given | None,
+    x_given: Given,
+    weight_given: Given | None,
+    bias_given: Given | None,
+    residual_given: Given | None,
     num_groups: int,
     activation: int,
-) -> Forward:
-    x, weight, bias, residual = (t and Given(*t) for t in (x, weight, bias, residual))
+) -> tuple[Layout, Way]:
+    x = Given(*x_given)
+    weight, bias, residual = map(unpacked, (weight_given, bias_given, residual_given))
     checks.check_call(x, num_groups, activation)
     checks.check_like("residual", residual, x)
     checks.check_parameter("weight", weight, x)
     checks.check_parameter("bias", bias, x)
-    layout = layout_of(x, num_groups, (x, residual))
-    sample, (hv, sv) = layout.sample, layout.vectors
-    n, groups = x.shape[0], x.shape[0] * num_groups
-    copies = (parameter_copied(weight), parameter_copied(bias))
+    layout = layout_of(x, num_groups, (x, residual), (weight, bias))
+    return layout, _way(x, layout, activation, 1 + (residual is not None))
+
+
+def _way(x: Given, layout: Layout, activation: int, reads: int) -> Way:
+    sample, (hv, sv), n = layout.sample, layout.vectors, layout.samples
     if n == 0:
-        return Forward(layout, copies, groups)
+        return None
     c, d, last = sample.channels, sample.width, sample.last
     tile = planning.resident(sample, planning.LIMITS.resident_forward)
     if tile is not None:
         constants = (c, d, tile.K, tile.DP, tile.P, hv, sv, last, activation)
-        step = Step(kernels.resident, n * tile.programs(sample), constants, tile.warps)
-        return Forward(layout, copies, groups, resident=step)
+        return Resident(Step(kernels.resident, n * tile.programs(sample), constants, tile.warps))
     pieces = planning.pieces(sample, planning.LIMITS, planning.LIMITS.steps_forward)
-    chunks = pieces.chunks(sample)
-    total = n * chunks * pieces.blocks(sample)
+    chunks, unit = pieces.chunks(sample), pieces.unit(sample)
+    total, workspace = n * chunks * pieces.blocks(sample), 3 * n * c * chunks
     entries = min(2048, planning.power(d * chunks))
     shared = (c, d, pieces.R, pieces.P, pieces.steps, pieces.stages, hv, sv, last)
-    common = dict(layout=layout, parameter_copies=copies, groups=groups)
-    workspace = 3 * n * c * chunks
-    interleaving = interleaving_of(x, sample, pieces, 1 + (residual is not None))
-    if interleaving is not None:
-        constants = (*shared, activation, pieces.unit(sample), entries)
-        step = Step(kernels.interleaved, 2 * total, constants, pieces.warps)
-        return Forward(**common, interleaved=step, interleaving=interleaving, workspace=workspace)
-    steps = (
+    lag = lag_of(x, sample, pieces, reads)
+    if lag is not None:
+        step = Step(
+            kernels.interleaved, 2 * total, (*shared, activation, unit, entries), pieces.warps
+        )
+        return Interleaved(step, total // (unit * chunks), lag, workspace)
+    combined = (c, d, pieces.chunk, last, entries, hv)
+    return Apart(
         Step(kernels.moments, total, shared, pieces.warps),
-        Step(
-            kernels.combine,
-            groups,
-            (c, d, pieces.chunk, last, entries, hv),
-            max(1, entries // 512),
-        ),
+        Step(kernels.combine, layout.groups, combined, max(1, entries // 512)),
         Step(kernels.apply, total, (*shared, activation), pieces.warps),
+        workspace,
     )
-    return Forward(**common, pieces=steps, workspace=workspace)
 
 
 def group_norm(
@@ -112,33 +111,31 @@ def group_norm(
     if is_elsewhere(device):
         with torch.cuda.device(device):
             return group_norm(x, weight, bias, residual, num_groups, eps, activation)
-    plan = _plan_forward(
+    layout, way = _plan_forward(
         given(x), given(weight), given(bias), given(residual), num_groups, activation
     )
-    memory_format = plan.layout.memory_format
+    memory_format = layout.memory_format
     y = torch.empty_like(x, memory_format=memory_format)
     statistics = torch.empty((3, x.shape[0], num_groups), dtype=torch.float32, device=x.device)
-    if not plan.groups:
+    if way is None:
         return y, statistics
-    if plan.copies:
-        x = copied(x, plan.layout.copies[0], memory_format)
-        residual = copied(residual, plan.layout.copies[1], memory_format)
-        weight = copied(weight, plan.parameter_copies[0], torch.contiguous_format)
-        bias = copied(bias, plan.parameter_copies[1], torch.contiguous_format)
-    hw, x_n, r_n = plan.layout.numbers
-    tensors = x, weight, bias, residual, y, statistics
-    numbers = hw, x_n, r_n, plan.groups
-    if plan.resident is not None:
-        plan.resident(device, *tensors, *numbers, eps)
+    if layout.any_copies:
+        x = copied(x, layout.copies[0], memory_format)
+        residual = copied(residual, layout.copies[1], memory_format)
+        weight = copied(weight, layout.parameter_copies[0], torch.contiguous_format)
+        bias = copied(bias, layout.parameter_copies[1], torch.contiguous_format)
+    hw, x_n, r_n = layout.numbers
+    groups = layout.groups
+    tensors, numbers = (x, weight, bias, residual, y, statistics), (hw, x_n, r_n, groups)
+    if isinstance(way, Resident):
+        way.step(device, *tensors, *numbers, eps)
         return y, statistics
-    workspace = torch.empty(plan.workspace, dtype=torch.float32, device=x.device)
-    if plan.interleaving is not None:
-        units, lag = plan.interleaving.units, plan.interleaving.lag
-        counters = torch.zeros(1 + 2 * units, dtype=torch.int32, device=x.device)
-        plan.interleaved(device, *tensors, workspace, counters, *numbers, units, lag, eps)
+    workspace = torch.empty(way.workspace, dtype=torch.float32, device=y.device)
+    if isinstance(way, Apart):
+        way.moments(device, x, workspace, hw, x_n, groups)
+        way.combine(device, workspace, statistics, hw, groups, eps)
+        way.apply(device, *tensors, *numbers)
     else:
-        moments, combine, apply = plan.pieces
-        moments(device, x, workspace, hw, x_n, plan.groups)
-        combine(device, workspace, statistics, hw, plan.groups, eps)
-        apply(device, *tensors, *numbers)
+        counters = torch.zeros(1 + 2 * way.units, dtype=torch.int32, device=y.device)
+        way.step(device, *tensors, workspace, counters, *numbers, way.units, way.lag, eps)
     return y, statistics

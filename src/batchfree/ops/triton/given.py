@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,12 +26,17 @@ class Given(NamedTuple):
     address: int  # modulo 16; -1: no memory
 
 
-def given(t: Tensor | None) -> tuple[object, ...] | None:
+def given(t: Tensor | None) -> Any:
     """The fields of the description of a tensor; a plain tuple costs a third of a named one."""
     if t is None:
         return None
     address = t.data_ptr()
     return t.dtype, t.device, t.shape, t.stride(), address % 16 if address else -1
+
+
+def unpacked(fields: Given | None) -> Given | None:
+    """A description again, of what `given` returned."""
+    return None if fields is None else Given(*fields)
 
 
 def _need(condition: bool, message: str) -> None:

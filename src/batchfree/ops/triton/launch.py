@@ -50,4 +50,6 @@ class Step:
         if INTERPRETED:
             launcher(*args, *self._constants)
         else:
-            self._compiled = launcher(*args, *self._constants, num_warps=self._warps)
+            # Fused multiply-adds: Triton 3.10 is to turn them off unless they are asked for.
+            options = dict(num_warps=self._warps, enable_fp_fusion=True)
+            self._compiled = launcher(*args, *self._constants, **options)

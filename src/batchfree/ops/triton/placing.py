@@ -1,13 +1,13 @@
-"""How the tensors of a call lie in memory, and whether its two steps are interleaved."""
+"""How the tensors of a call lie in memory, and whether its steps are interleaved."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from batchfree.ops.layout import is_channels_last
 from batchfree.ops.triton import plan as planning
@@ -28,10 +28,28 @@ class Layout:
     """Positions and sample strides, each divided by a power of two that the kernels know."""
     vectors: tuple[int, int]
     """These powers."""
+    parameter_copies: tuple[bool, bool]
+    """Of weight and bias."""
+    samples: int
+
+    @property
+    def groups(self) -> int:
+        """Groups of all samples."""
+        return self.samples * self.sample.groups
+
+    @cached_property
+    def any_copies(self) -> bool:
+        """Whether any tensor has to be copied first."""
+        return any((*self.copies, *self.parameter_copies))
 
 
-def layout_of(x: Given, num_groups: int, others: tuple[Given | None, ...]) -> Layout:
-    """For x and tensors of its shape."""
+def layout_of(
+    x: Given,
+    num_groups: int,
+    others: tuple[Given | None, ...],
+    parameters: tuple[Given | None, Given | None],
+) -> Layout:
+    """For x, tensors of its shape (the others, which may hold x), weight and bias."""
     last = is_channels_last(x.shape, x.strides)
     channels, positions = x.shape[1], math.prod(x.shape[2:])
     sample = Sample(channels, channels // num_groups, positions, x.dtype.itemsize, last)
@@ -44,10 +62,12 @@ def layout_of(x: Given, num_groups: int, others: tuple[Given | None, ...]) -> La
         tuple(t.copy for t in tensors),
         (positions // hv, *(t.stride // sv for t in tensors)),
         (hv, sv),
+        (_is_copied(parameters[0]), _is_copied(parameters[1])),
+        x.shape[0],
     )
 
 
-def parameter_copied(p: Given | None) -> bool:
+def _is_copied(p: Given | None) -> bool:
     return p is not None and (p.address > 0 or (p.strides[0] != 1 and p.shape[0] > 1))
 
 
@@ -56,31 +76,28 @@ def is_elsewhere(device: int) -> bool:
     return device >= 0 and device != torch._C._cuda_getDevice()
 
 
-def copied(t: Tensor | None, copy: bool, memory_format: torch.memory_format) -> Tensor | None:
-    return t.clone(memory_format=memory_format) if copy and t is not None else t
+def copied(t: Any, copy: bool, memory_format: torch.memory_format) -> Any:
+    """A copy of a tensor where one is needed, else the tensor, or None."""
+    return t.clone(memory_format=memory_format) if copy else t
 
 
-@dataclass(frozen=True)
-class Interleaving:
-    """Of two steps over the same pieces: their units, and how far the second lags behind."""
+def lag_of(x: Given, sample: Sample, pieces: Pieces, reads: int) -> int | None:
+    """By how many pieces the outputs lag behind the sums where the two are interleaved.
 
-    units: int
-    lag: int
-
-
-def interleaving_of(x: Given, sample: Sample, pieces: Pieces, reads: int) -> Interleaving | None:
-    """None where the inputs fit into the cache, or where not even one unit's would stay there."""
+    None where the inputs, `reads` tensors, fit into the cache and the steps better run apart; where
+    not even one unit would stay there; and where a program would have to combine many groups.
+    """
     limits, l2 = planning.LIMITS, _cache_bytes(x.device)
     cache = l2 if limits.cache is None else limits.cache
     lagging = l2 if limits.lagging is None else limits.lagging
-    chunks, blocks, unit = pieces.chunks(sample), pieces.blocks(sample), pieces.unit(sample)
-    total = chunks * blocks * x.shape[0]
+    chunks, unit = pieces.chunks(sample), pieces.unit(sample)
+    total = x.shape[0] * chunks * pieces.blocks(sample)
     bytes_of_piece = reads * pieces.R * pieces.chunk * sample.item
     lag = unit * chunks + limits.in_flight
-    one_group = unit * pieces.R <= sample.width  # else one program combines many
+    one_group = unit * pieces.R <= sample.width
     if not one_group or total * bytes_of_piece <= cache or lag * bytes_of_piece > lagging:
         return None
-    return Interleaving(total // (unit * chunks), min(lag, total))
+    return min(lag, total)
 
 
 @lru_cache

@@ -100,3 +100,11 @@ def ticketed(ticket, pieces, lag):
     of_second = tl.where(k < between, k // 2, ticket - pieces)
     of_first = tl.where(k < 0, ticket, lag + k // 2)
     return second, tl.where(second, of_second, of_first)
+
+
+@triton.jit
+def piece_of(index, hw, BLOCKS: tl.constexpr, CHUNK: tl.constexpr):
+    """Sample, block of channels and chunk of positions of a piece, and the number of chunks."""
+    chunks = (hw + CHUNK - 1) // CHUNK
+    n = (index // chunks // BLOCKS).to(tl.int64)
+    return n, (index // chunks % BLOCKS).to(tl.int32), (index % chunks).to(tl.int32), chunks
