@@ -35,7 +35,8 @@ sanitize: $(STAMP)  ## the kernels' tests under the address and undefined-behavi
 triton: $(STAMP)  ## the kernels' tests on the Triton kernels, in Triton's interpreter, a few minutes
 	TRITON_INTERPRET=1 BATCHFREE_BACKEND=triton $(BIN)/python -m pytest -n $(WORKERS) -q \
 	  tests/ops/test_triton.py tests/ops/test_fuzz.py tests/ops/test_fused_special_values.py \
-	  tests/ops/test_fused_op.py tests/ops/test_fused_bits.py
+	  tests/ops/test_fused_op.py tests/ops/test_fused_bits.py \
+	  -k "$(or $(ONLY),test_triton or test_fuzz or (chosen or interleaved) and not nan_pattern)"
 
 gpu:  ## tests and benchmarks on a GPU from a plain source tree, 9 minutes; results in benchmarks/
 	sh tools/gpu.sh benchmarks/$$(date +%F)-gpu 210 230

@@ -17,7 +17,7 @@ BACKEND = os.environ.get("BATCHFREE_BACKEND") or "cpu"
 DEVICE = "cuda" if BACKEND == "triton" and not INTERPRETED else "cpu"
 ON_CPU = pytest.mark.skipif(DEVICE != "cpu", reason="holds tensors of the CPU")
 NATIVE = pytest.mark.skipif(INTERPRETED, reason="not for an interpreter")
-INTERPRETED_ELEMENTS = 6000
+INTERPRETED_ELEMENTS = 2000
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LAYOUTS = ["contiguous", "channels_last"]

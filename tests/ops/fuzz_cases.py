@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 
 import torch
-from fused_cases import DEVICE, DTYPES, INTERPRETED, INTERPRETED_ELEMENTS, Inputs
+from fused_cases import DEVICE, DTYPES, INTERPRETED, Inputs
 from hypothesis import strategies as st
 from oracle import ACTIVATIONS
 
-LARGEST = (
-    INTERPRETED_ELEMENTS if INTERPRETED else 20000
-)  # elements of a sample: many leaves, and more than one thread's least share
+# Elements of a sample: many leaves, and more than one thread's least share.
+LARGEST = 800 if INTERPRETED else 20000
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ pytestmark = [
 ]
 EXAMPLES = os.environ.get("BATCHFREE_FUZZ_EXAMPLES")
 fuzz = settings(
-    max_examples=int(EXAMPLES or (15 if INTERPRETED else 300)),
+    max_examples=int(EXAMPLES or (3 if INTERPRETED else 300)),
     derandomize=EXAMPLES is None,
     database=None,
     deadline=None,
