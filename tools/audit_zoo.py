@@ -22,7 +22,7 @@ from typing import Any
 from batchfree.cli.audit import detection_batch, takes_lists
 
 FIELDS = (
-    "model", "input", "verdict", "eval", "train", "entries_train", "first_train", "entries_eval",
+    "model", "input", "verdict", "batch_norms", "eval", "train", "entries_train", "first_train", "entries_eval",
     "first_eval", "bits", "degenerate", "smallest_batch", "seconds", "passes", "problem",
 )  # fmt: skip
 # timm architectures: the first of each of its modules, then the second of each, and so on.
@@ -113,11 +113,17 @@ def audit_one(name: str) -> dict[str, object]:
     if takes_lists(model):
         batch = detection_batch(torch.rand(shape))
         _make_small(model, shape[-1])
+    ran: set[torch.nn.Module] = set()
+    handles = [m.register_forward_hook(lambda m, *_: ran.add(m)) for m in model.modules()]
     report = batchfree.audit(model, batch, name=name, probes=2)
+    for handle in handles:
+        handle.remove()
     row: dict[str, object] = {
         "model": name,
         "input": "x".join(map(str, shape)),
         "verdict": _verdict(report),
+        # What the train mode's entries should be, each a module of its own, if no other code mixes.
+        "batch_norms": sum(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in ran),
         "bits": sum(f.level == "bits" for f in report.findings),
         "degenerate": sum(f.kind == "degenerate" for f in report.findings),
         "smallest_batch": report.smallest_batch,
