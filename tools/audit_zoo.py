@@ -22,9 +22,10 @@ from typing import Any
 from batchfree.cli.audit import detection_batch, takes_lists
 
 FIELDS = (
-    "model", "input", "verdict", "batch_norms", "eval", "train", "entries_train", "first_train", "entries_eval",
-    "first_eval", "bits", "degenerate", "smallest_batch", "seconds", "passes", "problem",
-)  # fmt: skip
+    *("model", "input", "verdict", "batch_norms", "eval", "train"),
+    *("entries_train", "first_train", "entries_eval", "first_eval"),
+    *("bits", "degenerate", "smallest_batch", "seconds", "passes", "problem"),
+)
 # timm architectures: the first of each of its modules, then the second of each, and so on.
 TIMM = 170
 
@@ -140,9 +141,9 @@ def audit_one(name: str) -> dict[str, object]:
 
 def _verdict(report: Any) -> str:
     """Independent only where both modes ran."""
-    if not report.ok:
+    if report.at_least("coupling"):
         return "coupled"
-    return "independent" if len(report.modes) == 2 else "partly audited"
+    return "partly audited" if report.skipped else "independent"
 
 
 def _make_small(detector: Any, pixels: int) -> None:

@@ -112,7 +112,7 @@ def find_rows(batch: Tensor, apart: Tensor) -> Tensor | None:
 
     Of several equal rows the first counts.
     """
-    if batch.dim() == 0 or batch.dim() != apart.dim() or batch.shape[1:] != apart.shape[1:]:
+    if batch.dim() < 2 or batch.dim() != apart.dim() or batch.shape[1:] != apart.shape[1:]:
         return None
     if apart.shape[0] == 0 or not batch.is_floating_point():
         return None

@@ -115,6 +115,7 @@ def audit(
             sweep=tuple(work.points),
             tolerance=tolerance,
             smallest_batch=work.smallest,
+            skipped=tuple(work.skipped),
             passes=round(work.runs.done / size, 2),
             seconds=round(time.perf_counter() - started, 3),
             torch=torch.__version__,

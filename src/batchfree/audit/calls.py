@@ -171,13 +171,34 @@ class Healing:
         caller = self._open[-1][0] if self._open else None
         calls, place = self._recording.calls.get(name, []), self._count[name]
         self._count[name] += 1
-        call = calls[place] if place < len(calls) else None
+        call = self._counterpart(calls, place, (args, kwargs))
         rows = None
         if call is None:
             self.found.lost.add(name)
         elif caller is not None:
             rows = self._meet_inputs(caller, name, call.inputs, (args, kwargs))
         self._open.append((name, call, rows))
+
+    def _counterpart(self, calls: list[Call], place: int, inputs: Any) -> Call | None:
+        """The call of the batch's run that this one, the module's `place`-th, belongs to.
+
+        That of the same place; but a module may be called for each sample by itself, in any order:
+        then that with the same inputs, or where none has them, the nearest.
+        """
+        if place >= len(calls):
+            return None
+        own = calls[place]
+        by_sample = len(calls) >= self._who.size > len(self._who.samples)
+        if not by_sample or self._apart_by(own, inputs) < 1e-3:
+            return own
+        return min(calls, key=lambda call: self._apart_by(call, inputs))
+
+    def _apart_by(self, call: Call, inputs: Any) -> float:
+        """The largest distance of its inputs; infinite where their rows cannot be told."""
+        found = [pair for pair, _ in self._pairs(call.inputs, inputs)]
+        return max(
+            (GROWS if p.batch is None else distance(p.batch, p.apart) for p in found), default=0.0
+        )
 
     def _meet_inputs(self, caller: str, name: str, batch: Any, apart: Any) -> Tensor | None:
         """Blames the caller for what differs already; returns which rows the input stands in."""

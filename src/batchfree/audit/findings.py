@@ -101,6 +101,14 @@ def static_findings(model: nn.Module, layers: list[Layer]) -> Iterator[Finding]:
             )
         if layer.elements == 1:
             yield _degenerate(layer)
+        if (
+            layer.kind in BATCH_KINDS
+            and layer.kind != "FrozenBatchNorm"
+            and layer.train_coupling == 0
+        ):
+            gamma = getattr(model.get_submodule(layer.module), "weight", None)
+            if gamma is not None and not bool(gamma.any()):
+                yield _asleep(layer)
 
 
 def _static(layer: Layer) -> tuple[Level, str, str, str] | None:
@@ -132,6 +140,16 @@ def _static(layer: Layer) -> tuple[Level, str, str, str] | None:
     return None
 
 
+def _asleep(layer: Layer) -> Finding:
+    return Finding(
+        "zero gamma", "warning", layer.module, layer.type, "train", None,
+        "its gamma is zero, so that its output is the same for any batch now; from the first step "
+        "on it will depend on the batch",
+        f"convert to GroupNorm with {layer.groups} groups" if layer.groups else "convert it too",
+        "the last gamma of a residual block starts at 0 (Goyal et al. 2017)",
+    )  # fmt: skip
+
+
 def _degenerate(layer: Layer) -> Finding:
     return Finding(
         "degenerate", "warning", layer.module, layer.type, None, None,
@@ -160,6 +178,15 @@ def _is_running(model: nn.Module, buffer: str) -> bool:
     owner, _, name = buffer.rpartition(".")
     known = ("running_mean", "running_var", "num_batches_tracked")
     return name in known and kind_of(model.get_submodule(owner), False) is not None
+
+
+def skipped_finding(model: nn.Module, mode: str, message: str) -> Finding:
+    """A mode in which the model does not run: nothing is known of it."""
+    return Finding(
+        "not audited", "warning", "", type(model).__name__, mode, None, message,
+        f"give a batch that it takes in {mode} mode (a detector's targets, for one), or leave that "
+        f"mode out with modes=",
+    )  # fmt: skip
 
 
 def not_finite_finding(model: nn.Module, mode: str, name: str) -> Finding:

@@ -32,7 +32,8 @@ th[aria-sort=descending] button::after { content: " \\2193"; }
 code { font: .9em ui-monospace, monospace; overflow-wrap: anywhere; }
 .heat td, .heat th { padding: .25rem .5rem; text-align: center; border: 1px solid var(--line);
   font-variant-numeric: tabular-nums; }
-.maps { display: flex; flex-wrap: wrap; gap: 2rem; } svg { max-width: 100%; height: auto; }
+.maps { display: flex; flex-wrap: wrap; gap: 2rem; } .maps > * { min-width: 0; max-width: 100%; }
+svg { max-width: 100%; height: auto; }
 svg text { fill: var(--text); font: 12px system-ui, sans-serif; }
 """
 
@@ -134,7 +135,8 @@ def _coupling(mode: Mode) -> str:
     maps = []
     if mode.values:
         maps.append(
-            "<div><p>Row i, column j: how far sample i's output moves when sample j is replaced."
+            "<div><p>Row i, column j: how far sample i's output moves when sample j is replaced; "
+            f"the first {len(mode.values)} samples."
             f"</p>{_heat(range(len(mode.values)), mode.values)}</div>"
         )
     if mode.gradients:
@@ -210,7 +212,7 @@ def _curve(points: Sequence[SweepPoint], tolerance: float) -> str:
     grid = "".join(
         f'<line x1="{left}" x2="{width}" y1="{y(10.0**e):.1f}" y2="{y(10.0**e):.1f}" '
         f'stroke="var(--line)"/><text x="{left - 8}" y="{y(10.0**e) + 4:.1f}" '
-        f'text-anchor="end">{percent(10.0**e)}</text>'
+        f'text-anchor="end">{100 * 10.0**e:g}%</text>'
         for e in range(low, high + 1)
     )
     path = " ".join(f"{x(i):.1f},{y(p.output or 0.0):.1f}" for i, p in enumerate(points))

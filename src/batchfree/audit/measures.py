@@ -49,9 +49,8 @@ def _training_batch_norms(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 @contextmanager
-def batch_statistics(model: nn.Module) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """The mean and variance of each channel that the BatchNorms see while the block runs."""
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
+def batch_statistics(model: nn.Module, seen: dict[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Writes down the mean and variance of each channel that the BatchNorms see in the block."""
     handles = []
 
     def hook(name: str) -> Callable[[nn.Module, Any], None]:
@@ -63,7 +62,7 @@ def batch_statistics(model: nn.Module) -> Iterator[dict[str, tuple[Tensor, Tenso
     for name, module in _training_batch_norms(model):
         handles.append(module.register_forward_pre_hook(hook(name)))
     try:
-        yield seen
+        yield
     finally:
         for handle in handles:
             handle.remove()
@@ -96,10 +95,12 @@ def _point(
     outputs, means, variances = [], [], []
     for start in range(0, runs.size - size + 1, size):
         chunk = tuple(range(start, start + size))
+        seen: dict[str, tuple[Tensor, Tensor]] = {}
+        apart = Draws(draws, Apart(chunk, runs.size))
         try:
-            runs.set_mode("train")
-            with batch_statistics(runs.model) as seen:
-                output = runs.run("train", chunk, draws=Draws(draws, Apart(chunk, runs.size)))
+            # Inside of the run, which sets the mode and puts hooks back to what they were.
+            around = batch_statistics(runs.model, seen)
+            output = runs.run("train", chunk, draws=apart, around=around)
         except Exception:
             return SweepPoint(size, None, None, None)  # it refuses this size
         for i, parts in zip(chunk, per_sample(output, size), strict=True):

@@ -21,6 +21,7 @@ from batchfree.audit.findings import (
     note,
     padding_finding,
     size_finding,
+    skipped_finding,
 )
 from batchfree.audit.randomness import Draws
 from batchfree.audit.report import Finding, Layer, Mode, SweepPoint
@@ -42,6 +43,7 @@ class Measurements:
             known.name: layer_of(known, policy) for known in known_modules(runs.model)
         }
         self.found: dict[str, Mode] = {}
+        self.skipped: list[str] = []
         self.findings: list[Finding] = []
         self.points: list[SweepPoint] = []
         self.smallest: int | None = None
@@ -49,7 +51,7 @@ class Measurements:
         self._recording: Recording | None = None
 
     def audit_modes(self, modes: list[str]) -> None:
-        """Coupling in each mode; one in which the model raises is a note, if there is another."""
+        """Coupling in each mode; one in which the model raises is skipped, if there is another."""
         for place, mode in enumerate(modes):
             self.say(f"{mode} mode", 0.4 * place)
             try:
@@ -57,7 +59,8 @@ class Measurements:
             except _Raised as error:
                 if len(modes) == 1 or (place == len(modes) - 1 and not self.found):
                     raise ConfigError(str(error)) from error.__cause__
-                self.findings.append(note(str(error), mode))
+                self.skipped.append(mode)
+                self.findings.append(skipped_finding(self.runs.model, mode, str(error)))
 
     def _audit_mode(self, mode: str, both: bool) -> None:
         runs = self.runs

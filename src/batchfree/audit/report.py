@@ -131,6 +131,7 @@ class AuditReport:
         tolerance: relative distance that counts as the same output in `smallest_batch`.
         smallest_batch: the smallest size within the tolerance of the whole batch; None where no
             size below it is, or where it was not measured.
+        skipped: modes that were asked for and could not be audited, as a finding says.
         passes: forward passes of the whole batch that the audit took, forward-backward as three.
         seconds: how long.
         torch: PyTorch's version.
@@ -144,6 +145,7 @@ class AuditReport:
     sweep: tuple[SweepPoint, ...] = ()
     tolerance: float = 0.05
     smallest_batch: int | None = None
+    skipped: tuple[str, ...] = ()
     passes: float = 0.0
     seconds: float = 0.0
     torch: str = ""
@@ -151,8 +153,8 @@ class AuditReport:
 
     @property
     def ok(self) -> bool:
-        """Whether no sample influences another in the modes that were audited."""
-        return not self.at_least("coupling")
+        """Whether every mode asked for was audited, and no sample influences another in it."""
+        return not self.skipped and not self.at_least("coupling")
 
     def at_least(self, level: str) -> tuple[Finding, ...]:
         """The findings of this level and worse."""

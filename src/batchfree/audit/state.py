@@ -38,18 +38,20 @@ def left_as_found(model: nn.Module) -> Iterator[Callable[[], None]]:
             ):
                 memory[id(t)] = (t.data, t.detach().clone())
     parameters = [(p, p.data, p.requires_grad, p.grad) for p in model.parameters()]
-    gradients = [(g, g.detach().clone()) for _, _, _, g in parameters if g is not None]
+    gradients = [(g, g.data, g.detach().clone()) for _, _, _, g in parameters if g is not None]
 
     def restore() -> None:
         with torch.no_grad():
             for module in found:
                 module.restore()
+            for g, data, _ in gradients:  # model.double() takes gradients along
+                g.data = data
             for p, data, requires_grad, gradient in parameters:
                 if p.data is not data:
                     p.data = data
                 p.requires_grad_(requires_grad)
                 p.grad = gradient
-            for data, values in (*memory.values(), *gradients):
+            for data, values in (*memory.values(), *(known[1:] for known in gradients)):
                 if not same_bits(data, values):
                     data.copy_(values)
 

@@ -18,6 +18,10 @@ def headline(report: AuditReport) -> str:
         return f"{report.model}: no sample depends on another in {audited} mode" + (
             ", to the bit" if exact else "; results differ by rounding only"
         )
+    if not coupled:
+        return f"{report.model}: could not be audited in {' and '.join(report.skipped)} mode" + (
+            f"; no sample depends on another in {audited} mode" if audited else ""
+        )
     where = len({f.module for f in report.at_least("coupling")})
     return (
         f"{report.model}: samples depend on each other in {' and '.join(coupled)} mode; "

@@ -79,7 +79,11 @@ def watch(model: nn.Module, record: Record, every: int = 1) -> Iterator[None]:
             record(found)
 
     with Watcher(model) as watcher:
-        handles = [model.register_forward_pre_hook(start), model.register_forward_hook(end)]
+        # First of all: the model may itself be a BatchNorm, whose own hook looks whether to look.
+        handles = [
+            model.register_forward_pre_hook(start, prepend=True),
+            model.register_forward_hook(end),
+        ]
         try:
             yield
         finally:

@@ -91,7 +91,7 @@ def audit(args: list[str]) -> int:
             print(f"wrote {path}")
     if options.fail_on == "never":
         return 0
-    return FINDINGS if report.at_least(options.fail_on) else 0
+    return FINDINGS if report.skipped or report.at_least(options.fail_on) else 0
 
 
 def _batch(options: argparse.Namespace) -> tuple[Any, list[int] | None]:
