@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from command_line import run
+from PIL import Image
 from torch import nn
 
 from batchfree.cli.model import load_model
@@ -109,3 +110,49 @@ def test_lint_names_the_mistakes_in_a_recipe(capsys, line, rules):
     code, out, _ = run(capsys, "lint", *line.split())
     found = [row.partition(":")[0] for row in out.splitlines()[:-1] if not row.startswith(" ")]
     assert (found, code) == (rules, int(bool(rules)))
+
+
+def write_images(folder, classes, each=3):
+    for label in range(classes):
+        (folder / f"class{label}").mkdir(parents=True)
+        for i in range(each):
+            grey = (60 * label + 9 * i,) * 3
+            Image.new("RGB", (12, 10), grey).save(folder / f"class{label}" / f"{i}.png")
+
+
+def test_images_of_a_folder_are_the_batch_and_its_folders_the_classes(capsys, tmp_path):
+    write_images(tmp_path / "data", classes=2)
+    line = ["--data", str(tmp_path / "data"), "--batch", "6", "--size", "8"]
+    line += ["--quiet", "--threads", "1", "--json", str(tmp_path / "a.json")]
+    assert run(capsys, "audit", f"{HERE}coupled", *line)[0] == 1
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["samples"] == 6
+    assert [f["kind"] for f in found["findings"] if f["kind"] == "not i.i.d."] == ["not i.i.d."]
+
+
+def test_a_folder_without_enough_images_is_one_line(capsys, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for path, words in (
+        (tmp_path / "none", "there is no folder"),
+        (tmp_path / "empty", "0 images"),
+    ):
+        code, _, err = run(capsys, "audit", f"{HERE}clean", "--data", str(path), "--quiet")
+        assert (code, len(err.strip().splitlines())) == (1, 1), err
+        assert words in err
+
+
+def test_a_mode_that_cannot_be_audited_is_no_success(capsys):
+    code, out, _ = run(capsys, "audit", f"{HERE}only_eval", *QUIET)
+    assert code == 1
+    assert "could not be audited in train mode" in out
+
+
+class OnlyEval(nn.Module):
+    def forward(self, x):
+        if self.training:
+            raise ValueError("no training here")
+        return x
+
+
+def only_eval():
+    return OnlyEval()

@@ -116,7 +116,7 @@ def _batch(options: argparse.Namespace) -> tuple[Any, list[int] | None]:
 def _images(folder: Path, count: int, size: int) -> tuple[Any, list[int] | None]:
     """The first images of each class in turn, resized, in [0, 1] and standardised as ImageNet's."""
     import torch
-    from torchvision.io import ImageReadMode, decode_image
+    from PIL import Image
     from torchvision.transforms import v2
 
     if count < 2:
@@ -139,12 +139,16 @@ def _images(folder: Path, count: int, size: int) -> tuple[Any, list[int] | None]
         raise DataError(f"{folder} holds {len(found)} images; an audit needs two or more")
     transform = v2.Compose(
         [
+            v2.ToImage(),
             v2.Resize((size, size), antialias=True),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
         ]
     )
-    images = [transform(decode_image(str(path), ImageReadMode.RGB)) for path, _ in found]
+    images = []
+    for path, _ in found:
+        with Image.open(path) as image:
+            images.append(transform(image.convert("RGB")))
     labels = [label for _, label in found]
     return torch.stack(images), labels if len(set(labels)) > 1 else None
 
