@@ -163,9 +163,13 @@ def input_of(name: str, model: Any) -> tuple[int, ...]:
             height = width = 96
         return channels, height, width
     short = name.partition(":")[2]
-    if short in ("r3d_18", "mc3_18", "r2plus1d_18", "s3d"):
+    if short == "s3d":
+        return 3, 14, 224, 224
+    if short in ("r3d_18", "mc3_18", "r2plus1d_18"):
         return 3, 14, 64, 64
-    if short.startswith(("mvit", "swin3d")):
+    if short.startswith("swin3d"):
+        return 3, 8, 64, 64
+    if short.startswith("mvit"):
         return 3, 16, 224, 224
     if short.startswith(("vit", "swin", "maxvit")):
         return 3, 224, 224
