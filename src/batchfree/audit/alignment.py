@@ -114,7 +114,7 @@ def find_rows(batch: Tensor, apart: Tensor) -> Tensor | None:
     """
     if batch.dim() < 2 or batch.dim() != apart.dim() or batch.shape[1:] != apart.shape[1:]:
         return None
-    if apart.shape[0] == 0 or not batch.is_floating_point():
+    if 0 in (batch.shape[0], apart.shape[0]) or not batch.is_floating_point():
         return None
     flat, wanted = batch.flatten(1).double(), apart.flatten(1).double()
     # Not random: this runs while the model's own draws are watched.
