@@ -26,8 +26,11 @@ FIELDS = (
     *("entries_train", "first_train", "entries_eval", "first_eval"),
     *("bits", "degenerate", "smallest_batch", "seconds", "passes", "problem"),
 )
-# timm architectures: the first of each of its modules, then the second of each, and so on.
+# timm architectures: the lightest of each of its modules by their names, then the next, and so on.
 TIMM = 170
+LIGHT = ("test_", "atto", "femto", "pico", "nano", "micro", "mini", "tiny", "small", "_xxs", "_xs")
+HEAVY = ("base", "large", "huge", "giant", "gigantic", "enormous", "so400m", "so150m", "_xl", "xxl")
+HEAVY += ("1b", "3b", "2b", "_l_", "_h_", "_g_", "384", "448", "512", "_b36", "_m48", "_c64")
 
 
 def main() -> None:
@@ -72,6 +75,8 @@ def all_names() -> list[str]:
     by_module: dict[str, list[str]] = {}
     for name in timm.list_models():
         by_module.setdefault(timm.models.model_entrypoint(name).__module__, []).append(name)
+    for members in by_module.values():
+        members.sort(key=_weight)
     chosen: list[str] = []
     turn = 0
     while len(chosen) < TIMM:
@@ -80,6 +85,10 @@ def all_names() -> list[str]:
                 chosen.append(members[turn])
         turn += 1
     return found + [f"timm:{name}" for name in chosen]
+
+
+def _weight(name: str) -> int:
+    return 2 * sum(word in name for word in HEAVY) - sum(word in name for word in LIGHT)
 
 
 def in_process(name: str, limit: float) -> dict[str, object]:

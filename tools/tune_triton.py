@@ -37,12 +37,13 @@ SHAPES = [
     ((2, 256, 100, 168), 32, None, False, "channels_last"),
 ]
 BIG = 1 << 60
-APART = dict(resident_forward=0, resident_backward=0, sweep=BIG, cache=BIG)
+APART = dict(resident_forward=0, resident_backward=0, cache=BIG)
 LAGGING = dict(APART, cache=0, lagging=BIG)
 
 
 def tile(tile, warps, steps, stages, **more):
-    return dict(tile=tile, warps=warps, steps=steps, stages=stages, **more)
+    more |= dict(steps_forward=steps, steps_backward=steps)
+    return dict(tile=tile, warps=warps, stages=stages, **more)
 
 
 VARIANTS = {

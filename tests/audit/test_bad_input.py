@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from test_zoo import assert_same, state_of
@@ -176,3 +177,71 @@ def test_bits_are_asked_for_by_name():
     batchfree.assert_batch_independent(Rounds(), x)
     with pytest.raises(AssertionError, match="not batch-invariant to the bit"):
         batchfree.assert_batch_independent(Rounds(), x, bitwise=True)
+
+
+class Holder:
+    """A plain object with a counter."""
+
+    def __init__(self):
+        self.n = 0
+
+
+class Deep(nn.Module):
+    """State in containers in containers, in an object, a generator and an unregistered module."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.state = {"bank": torch.zeros(4), "inner": {"calls": 0}, "list": [[0]]}
+        self.holder, self.generator = Holder(), torch.Generator()
+        self.hidden = [nn.BatchNorm1d(4)]
+
+    def forward(self, x):
+        self.state["bank"] += x.mean(0).detach()
+        self.state["inner"]["calls"] += 1
+        self.state["list"][0].append(1)
+        self.holder.n += 1
+        torch.rand(2, generator=self.generator)
+        return self.hidden[0](self.fc(x))
+
+
+def test_state_however_deep_is_left_as_it_was():
+    model = Deep()
+    drawn = model.generator.get_state()
+    batchfree.audit(model, torch.randn(5, 4))
+    assert torch.equal(model.state["bank"], torch.zeros(4))
+    assert model.state["inner"] == {"calls": 0}
+    assert model.state["list"] == [[0]]
+    assert model.holder.n == 0
+    assert torch.equal(model.generator.get_state(), drawn)
+    assert model.hidden[0].num_batches_tracked == 0
+
+
+def test_an_output_without_a_tensor_is_no_clean_bill():
+    class Lists(nn.Module):
+        def forward(self, x):
+            return (x - x.mean(0)).tolist()
+
+    with pytest.raises(ConfigError, match="returns a list without a tensor in train mode"):
+        batchfree.audit(Lists(), torch.randn(4, 3))
+
+
+def test_what_cannot_be_repeated_is_never_taken_for_coupling():
+    generator = np.random.default_rng(0)
+
+    class Noise(nn.Module):
+        def forward(self, x):
+            return x * float(generator.random())
+
+    report = batchfree.audit(Noise(), torch.randn(4, 3))
+    assert [f.kind for f in report.findings if f.level in ("coupling", "warning")] == [
+        "randomness",
+        "randomness",
+    ]
+
+
+def test_samples_that_did_not_run_apart_are_told():
+    report = batchfree.audit(nn.Identity(), torch.randn(16, 3), probes=4)
+    (told,) = [f for f in report.findings if f.kind == "probes"]
+    assert "4 of 16 samples ran apart" in told.message
+    assert not [f for f in batchfree.audit(nn.Identity(), images()).findings if f.kind == "probes"]

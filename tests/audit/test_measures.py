@@ -1,10 +1,13 @@
 """What an audit measures beside coupling, on models whose answer is known by hand."""
 
+import dataclasses
 import math
+import warnings
 from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from zoo import images, net
 
@@ -213,3 +216,132 @@ def test_groups_are_proposed_by_the_policy():
         report = batchfree.audit(model, images(), groups=policy)
         assert report.layers[0].groups == groups
         assert f"{groups} groups" in report.findings[0].advice
+
+
+def coupled_modes(model, batch, **options):
+    report = batchfree.audit(model, batch, **options)
+    return [m.mode for m in report.modes if m.coupled]
+
+
+class Contrastive(nn.Module):
+    """Each sample's negatives are its batchmates; all that comes out is a loss."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.form, self.f = form, nn.Linear(8, 8)
+
+    def forward(self, x):
+        z = F.normalize(self.f(x), dim=1)
+        loss = F.cross_entropy(z @ z.t() / 0.1, torch.arange(len(x)))
+        return {"number": loss, "dict": {"loss": loss, "z": z}}[self.form]
+
+
+@pytest.mark.parametrize("form", ["number", "dict"])
+def test_in_batch_negatives_in_a_loss(form):
+    x = torch.randn(6, 8)
+    assert coupled_modes(Contrastive(form), x) == ["eval", "train"]
+    with pytest.raises(AssertionError, match="no sum or mean over samples"):
+        batchfree.assert_batch_independent(Contrastive(form), x, mode="train")
+
+
+class Supervised(nn.Module):
+    """A loss that is a mean, or a sum, over samples."""
+
+    def __init__(self, reduction):
+        super().__init__()
+        self.reduction, self.f = reduction, nn.Linear(8, 5)
+
+    def forward(self, x, y):
+        return F.cross_entropy(self.f(x), y, reduction=self.reduction)
+
+
+@pytest.mark.parametrize("n", [2, 3, 6])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_loss_that_is_a_sum_over_samples_is_no_coupling(reduction, n):
+    batch = torch.randn(n, 8), torch.arange(n) % 5
+    report = batchfree.audit(Supervised(reduction), batch)
+    assert report.ok, str(report)
+
+
+class Squeezed(nn.Module):
+    """A score for each sample, whose batch dimension goes with the other where there is one."""
+
+    def __init__(self, mixes):
+        super().__init__()
+        self.mixes, self.e, self.f = mixes, nn.Embedding(20, 8), nn.Linear(8, 1)
+
+    def forward(self, ids):
+        y = self.f(self.e(ids).mean(1))
+        return (y - y.mean() if self.mixes else y).squeeze()
+
+
+@pytest.mark.parametrize("mixes", [True, False])
+def test_scores_that_are_squeezed(mixes):
+    ids = torch.arange(24).reshape(6, 4) % 20
+    assert coupled_modes(Squeezed(mixes), ids) == ["eval", "train"] * mixes
+
+
+class Shifted(nn.Module):
+    """Row 3 gets a part of row 2, and no other row anything."""
+
+    def forward(self, x):
+        if len(x) < 4:
+            return x.clone()
+        return torch.cat([x[:3], x[3:4] + x[2:3], x[4:]])
+
+
+def test_coupling_of_one_sample_alone():
+    assert coupled_modes(Shifted(), torch.randn(8, 5)) == ["eval", "train"]
+
+
+def test_slots_nested_tensors_and_vmap_are_taken():
+    @dataclasses.dataclass(slots=True)
+    class Output:
+        logits: torch.Tensor
+
+    class Slots(nn.Module):
+        def forward(self, x):
+            return Output(x - x.mean(0))
+
+    assert coupled_modes(Slots(), torch.randn(4, 3)) == ["eval", "train"]
+
+    class Mapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return torch.func.vmap(lambda row: self.f(row))(x)
+
+    assert coupled_modes(Mapped(), torch.randn(4, 3)) == []
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 1)
+    mask = torch.zeros(4, 5, dtype=torch.bool)
+    mask[1:, 3:] = True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        batch = {"src": torch.randn(4, 5, 8), "src_key_padding_mask": mask}
+        report = batchfree.audit(encoder, batch, modes=["train"])
+        assert report.ok
+        batchfree.audit(encoder, batch)
+
+
+def test_nan_in_the_input_of_a_batch_norm_makes_a_page():
+    x = torch.randn(4, 8)
+    x[1] = float("nan")
+    report = batchfree.audit(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)), x)
+    assert report.smallest_batch is None
+    assert "<html" in report.to_html()
+
+
+def test_arguments_by_name():
+    class ByName(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            return self.norm(input=x)
+
+    report = batchfree.audit(ByName(), torch.randn(8, 3))
+    assert [p.mean is None for p in report.sweep] == [True, False, False]

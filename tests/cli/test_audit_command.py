@@ -13,6 +13,10 @@ def clean():
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8))
 
 
+def boom():
+    raise ZeroDivisionError("no model")
+
+
 def coupled():
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
 
@@ -62,8 +66,8 @@ def test_weights_are_loaded_and_code_in_them_is_not_run(capsys, tmp_path):
     )
     for path, exit_code, words in (
         (other, 2, "are of another model"),
-        (code_inside, 1, "holds no weights that can be read safely"),
-        (tmp_path / "none.pt", 1, "there is no checkpoint"),
+        (code_inside, 2, "holds no weights that can be read safely"),
+        (tmp_path / "none.pt", 2, "there is no checkpoint"),
     ):
         code, _, err = run(capsys, "audit", f"{HERE}clean", *QUIET, "--weights", str(path))
         assert (code, len(err.strip().splitlines())) == (exit_code, 1), err
@@ -77,6 +81,10 @@ def test_weights_are_loaded_and_code_in_them_is_not_run(capsys, tmp_path):
         ("audit torchvision:resnet81 --input 4,3,8,8", "did you mean 'resnet18'"),
         ("audit timm:resnet5 --input 4,3,8,8", "timm has no model 'resnet5'"),
         ("audit no.such:model --input 4,3,8,8", "there is no module 'no.such'"),
+        (f"audit {__name__}:boom --input 4,3,8,8", "raises ZeroDivisionError: no model"),
+        (f"audit {__name__}:OnlyEval.x --input 4,3,8,8", "has no function 'OnlyEval.x'"),
+        (f"audit {__name__}:QUIET --input 4,3,8,8", "is a tuple, not a function"),
+        (f"audit {__name__}:clean --input 4,3,8,8 --json /", "/ is a folder; name a file"),
         ("audit torchvision:resnet18", "give --input N,C,H,W or --data DIR"),
         ("audit torchvision:resnet18 --input 4,3,x", "--input must be whole numbers"),
         ("audit torchvision:resnet18 --input 1,3,32,32", "needs at least two samples"),
@@ -137,7 +145,7 @@ def test_a_folder_without_enough_images_is_one_line(capsys, tmp_path):
         (tmp_path / "empty", "0 images"),
     ):
         code, _, err = run(capsys, "audit", f"{HERE}clean", "--data", str(path), "--quiet")
-        assert (code, len(err.strip().splitlines())) == (1, 1), err
+        assert (code, len(err.strip().splitlines())) == (2, 1), err
         assert words in err
 
 

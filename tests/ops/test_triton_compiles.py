@@ -94,3 +94,22 @@ def test_registers_suffice(module, name, constants, activation, tmp_path):
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert int(re.search(r"STACK:(\d+)", told)[1]) <= 64
     assert int(re.search(r"REG:(\d+)", told)[1]) <= 168  # three blocks of 128 threads
+
+
+def reductions(kernel, constants):
+    """The layouts that a kernel's sums are over, which decide the order of additions."""
+    text = compiled(kernel, "bf16", constants).asm["ttgir"]
+    layouts = dict(re.findall(r"(#\w+) = (#ttg\.blocked<.*>)", text))
+    found = re.findall(r'"tt\.reduce"\(.*?\}\) : \((tensor<[^>]*>)', text, re.DOTALL)
+    return {re.sub(r"#\w+", lambda m: layouts.get(m[0], m[0]), one) for one in found}
+
+
+@pytest.mark.parametrize("constants", [FIRST, LAST], ids=["first", "last"])
+@pytest.mark.parametrize(
+    ("module", "steps"),
+    [(forward_kernels, ("moments", "combine")), (backward_kernels, ("sums", "combine"))],
+)
+def test_sums_are_taken_in_one_order_apart_and_interleaved(module, steps, constants):
+    apart = set().union(*(reductions(getattr(module, name), constants) for name in steps))
+    assert apart
+    assert reductions(module.interleaved, constants) == apart

@@ -46,6 +46,10 @@ def pair(batch: Tensor, apart: Tensor, who: Apart, rows: Tensor | None = None) -
         rows: rows of dimension 0 that are known to belong to it, where the input told.
     """
     if batch.dim() != apart.dim():
+        # squeeze() takes the batch's dimension along where there is one sample.
+        squeezed = len(who.samples) == 1 and batch.shape[:1] == (who.size,)
+        if squeezed and batch.shape[1:] == apart.shape:
+            return Pair(apart, batch[who.samples[0]])
         return Pair(apart, None)
     if rows is not None and apart.dim() and len(rows) == apart.shape[0]:
         known = batch[rows] if rows.max() < batch.shape[0] else None

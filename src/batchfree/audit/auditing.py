@@ -33,7 +33,7 @@ def audit(
     metric: measures.Metric | None = None,
     tolerance: float = 0.05,
     groups: Groups | None = None,
-    probes: int = 4,
+    probes: int = 8,
     name: str | None = None,
     progress: Progress | None = None,
 ) -> AuditReport:
@@ -104,6 +104,9 @@ def audit(
             work.measure_padding(sample_batch)
         if loader is not None and metric is not None:
             work.measure_metric(loader, metric)
+        if probes < size:
+            seen = f"{probes} of {size} samples ran apart: what only the others get is not seen"
+            work.findings.append(note(f"{seen}; probes={size} runs all", kind="probes"))
         if size == 2:
             work.findings.append(note("only two samples: batch sizes could not be compared"))
         return AuditReport(

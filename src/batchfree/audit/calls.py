@@ -61,7 +61,9 @@ class Memory:
         """The tree with copies for tensors."""
         return map_tensors(self._one, tree)
 
-    def _one(self, t: Tensor) -> Tensor:
+    def _one(self, t: Tensor) -> Tensor | None:
+        if t.is_nested or torch._C._functorch.is_functorch_wrapped_tensor(t):
+            return None  # neither can be compared row by row
         version = -1 if t.is_inference() else t._version
         known = self._kept.get(id(t))
         if known is None or known[0]() is not t or known[1] != version:
@@ -212,8 +214,8 @@ class Healing:
                 break
         if rows is not None:
             pairs = list(self._pairs(batch, apart, rows))
-        for found, _ in pairs:
-            self._meet(found, caller, name, between=True)
+        for found, whole in pairs:
+            self._meet(found, whole, caller, name, between=True)
         return rows
 
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -221,8 +223,8 @@ class Healing:
         if call is None:
             return
         self.found.differences[name]  # it was compared
-        for found, _ in self._pairs(call.output, output, rows):
-            self._meet(found, name, name, between=False)
+        for found, whole in self._pairs(call.output, output, rows):
+            self._meet(found, whole, name, name, between=False)
 
     def _pairs(
         self, batch: Any, apart: Any, rows: Tensor | None = None
@@ -230,12 +232,12 @@ class Healing:
         """Each tensor of a tree with its rows in the batch's tree, and the batch's tensor."""
         yield from pairs_of(batch, apart, self._who, rows)
 
-    def _meet(self, found: Pair, blamed: str, lost: str, *, between: bool) -> None:
+    def _meet(self, found: Pair, whole: Tensor, blamed: str, lost: str, *, between: bool) -> None:
         if found.grows:
             self.found.differences[blamed].add(GROWS, between=between, grows=True)
         elif found.batch is None:
             self.found.lost.add(lost)
-        elif found.apart.dim():  # a loss is a number of the whole batch, and may be
+        elif whole.dim():  # a loss is a number of the whole batch, and may be
             amount = distance(found.batch, found.apart)
             if amount:
                 self.found.differences[blamed].add(amount, between=between)

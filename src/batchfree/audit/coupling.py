@@ -174,6 +174,41 @@ def replacement_matrix(
     return matrix
 
 
+def loss_interaction(runs: Runs, mode: str) -> float:
+    """How far the numbers among the model's outputs are from sums or means over samples.
+
+    Of such a sum the second difference is zero: replacing two samples moves it by what replacing
+    each of them does. Relative to the larger of these two; in float64. 0 where there is no number.
+    """
+    n = runs.size
+    whole = list(range(n))
+    others = (1, 0) if n == 2 else (2, min(3, n - 1))
+    first, second = [others[0], *whole[1:]], [0, others[1], *whole[2:]]
+    both = [*others, *whole[2:]]
+    draws = Draws()
+
+    def numbers(order: Sequence[int], draws: Draws) -> list[float]:
+        output = runs.run(mode, order, draws=draws)
+        return [t.item() for t in tensors(output) if t.dim() == 0 and t.is_floating_point()]
+
+    with runs.in_float64():
+        found = [numbers(whole, draws)]
+        found += [numbers(order, Draws(draws, everyone(n))) for order in (first, second, both)]
+    most = 0.0
+    for base, a, b, ab in zip(*found, strict=False):
+        scale = max(abs(a - base), abs(b - base))
+        if scale > 0:
+            most = max(most, abs(ab - a - b + base) / scale)
+    return most
+
+
+def unrepeatable(runs: Runs, mode: str, recording: Recording, draws: Draws) -> set[str]:
+    """Modules that give something else when the same batch runs again with the same draws."""
+    healing = Healing(runs.model, recording, everyone(runs.size))
+    runs.run(mode, draws=Draws(draws, everyone(runs.size)), around=healing.running())
+    return {name for name, d in healing.found.differences.items() if d.amount > 1e-6}
+
+
 def _again(runs: Runs, mode: str, draws: Draws, order: Sequence[int]) -> object:
     return runs.run(mode, order, draws=Draws(draws, everyone(runs.size)))
 

@@ -19,14 +19,20 @@ def ordered(findings: list[Finding]) -> tuple[Finding, ...]:
 
 
 def coupling_findings(
-    model: nn.Module, mode: str, local: Local, layers: dict[str, Layer], sliced: dict[str, float]
+    model: nn.Module,
+    mode: str,
+    local: Local,
+    layers: dict[str, Layer],
+    sliced: dict[str, float],
+    unrepeatable: set[str],
 ) -> Iterator[Finding]:
     """One for each module where coupling enters, and what could not be told from it."""
     modules = dict(model.named_modules())
     for name in local.coupled:
         difference = local.comparison.differences[name]
         # Its input was set to the batch's, so that no draw but its own can make a BatchNorm differ.
-        if not local.held and kind_of(modules[name], False) not in BATCH_KINDS:
+        hidden = not local.held and kind_of(modules[name], False) not in BATCH_KINDS
+        if hidden or name in unrepeatable:
             yield _random(name, modules[name], mode, difference.amount)
             continue
         yield _coupled(name, modules[name], mode, difference, layers.get(name))
@@ -186,6 +192,17 @@ def skipped_finding(model: nn.Module, mode: str, message: str) -> Finding:
         "not audited", "warning", "", type(model).__name__, mode, None, message,
         f"give a batch that it takes in {mode} mode (a detector's targets, for one), or leave that "
         f"mode out with modes=",
+    )  # fmt: skip
+
+
+def loss_finding(model: nn.Module, mode: str, amount: float) -> Finding:
+    """A loss that is no sum over samples, of a model that is otherwise independent."""
+    return Finding(
+        "loss", "coupling", "", type(model).__name__, mode, amount,
+        "a number that it returns is no sum or mean over samples: replacing two of them moves it "
+        f"otherwise than replacing each, by {percent(amount)} of the larger",
+        "expected where samples are set against each other (contrastive losses) or a loss is "
+        "divided by a count of the whole batch; then its gradients depend on the batch",
     )  # fmt: skip
 
 

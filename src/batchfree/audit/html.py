@@ -172,7 +172,7 @@ def _depth(value: float) -> float:
 
 
 def _sweep(report: AuditReport) -> str:
-    points = [p for p in report.sweep if p.output is not None]
+    points = [p for p in report.sweep if p.output is not None and math.isfinite(p.output)]
     if not points:
         return ""
     smallest = (

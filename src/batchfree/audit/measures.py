@@ -53,14 +53,14 @@ def batch_statistics(model: nn.Module, seen: dict[str, tuple[Tensor, Tensor]]) -
     """Writes down the mean and variance of each channel that the BatchNorms see in the block."""
     handles = []
 
-    def hook(name: str) -> Callable[[nn.Module, Any], None]:
-        def look(module: nn.Module, args: Any) -> None:
-            seen[name] = channel_moments(args[0])
+    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def look(module: nn.Module, args: Any, kwargs: Any) -> None:
+            seen[name] = channel_moments(next(tensors((args, kwargs))))
 
         return look
 
     for name, module in _training_batch_norms(model):
-        handles.append(module.register_forward_pre_hook(hook(name)))
+        handles.append(module.register_forward_pre_hook(hook(name), with_kwargs=True))
     try:
         yield
     finally:
@@ -72,7 +72,7 @@ def sweep(runs: Runs, draws: Draws, recording: Recording) -> list[SweepPoint]:
     """Batches of 1, 2, 4, ... samples in train mode against the recorded whole batch."""
     runs.set_mode("train")  # so that it is seen which layers train
     reference = {
-        name: channel_moments(recording.calls[name][-1].inputs[0][0])
+        name: channel_moments(next(tensors(recording.calls[name][-1].inputs)))
         for name, _ in _training_batch_norms(runs.model)
         if recording.calls.get(name)
     }
@@ -121,7 +121,7 @@ def smallest_within(points: Iterable[SweepPoint], tolerance: float) -> int | Non
     """The smallest size from which on every size stays within the tolerance."""
     smallest = None
     for point in sorted(points, key=lambda p: p.size, reverse=True):
-        if point.output is None or point.output > tolerance:
+        if point.output is None or not point.output <= tolerance:  # NaN is not within
             break
         smallest = point.size
     return smallest

@@ -9,13 +9,21 @@ from typing import Any
 from batchfree._errors import ConfigError
 from batchfree.audit import measures
 from batchfree.audit.calls import Healing, Recording
-from batchfree.audit.coupling import Local, gradient_matrix, local_coupling, replacement_matrix
+from batchfree.audit.coupling import (
+    Local,
+    gradient_matrix,
+    local_coupling,
+    loss_interaction,
+    replacement_matrix,
+    unrepeatable,
+)
 from batchfree.audit.findings import (
     buffer_finding,
     classes_finding,
     coupling_findings,
     gap_finding,
     gradient_finding,
+    loss_finding,
     metric_finding,
     not_finite_finding,
     note,
@@ -77,6 +85,11 @@ class Measurements:
         moved = measures.moved_buffers(runs.model, before)
         if moved:
             self.findings.append(buffer_finding(runs.model, mode, moved))
+        if next(tensors(recording.calls[""][0].output), None) is None:
+            kind = type(recording.calls[""][0].output).__name__
+            raise _Raised(
+                f"the model returns a {kind} without a tensor in {mode} mode: nothing to compare"
+            )
         self._take_elements(recording)
         self._not_finite(recording, mode)
         try:
@@ -88,10 +101,14 @@ class Measurements:
             ) from error
         sliced = self._slices(mode, recording, local)
         before_these = len(self.findings)
-        self.findings += coupling_findings(runs.model, mode, local, self.layers, sliced)
+        again = unrepeatable(runs, mode, recording, draws) if local.coupled else set()
+        self.findings += coupling_findings(runs.model, mode, local, self.layers, sliced, again)
         gradients = self._gradients(mode)
         new = self.findings[before_these:]
         coupled = any(f.level == "coupling" for f in new)
+        if not coupled and local.held:
+            new += self._loss(mode)
+            coupled = any(f.level == "coupling" for f in new)
         self.say(f"{mode} mode: how much", 0.4 * (mode == "train") + 0.2)
         values = self._values(mode, draws, recording.calls[""][0].output) if coupled else []
         entries = [(f.module, _or_infinite(f.amount)) for f in new if f.level == "coupling"]
@@ -111,6 +128,17 @@ class Measurements:
         self._recording = recording
         if mode == "eval" and both:
             self._gap(recording)
+
+    def _loss(self, mode: str) -> list[Finding]:
+        """Numbers among the outputs, which no run of some samples can be compared with."""
+        try:
+            amount = loss_interaction(self.runs, mode)
+        except Exception as error:
+            found = [note(f"its losses were not looked at: {_words(error)}", mode)]
+        else:
+            found = [loss_finding(self.runs.model, mode, amount)] if amount > 1e-6 else []
+        self.findings += found
+        return found
 
     def _take_elements(self, recording: Recording) -> None:
         """How many values each statistic is of, from the input that the layer got."""

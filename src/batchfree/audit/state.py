@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -80,14 +80,8 @@ class _Module:
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.training = module, module.training
-        self.kept: dict[str, Any] = {}
-        self.contents: dict[str, Any] = {}
-        for name, value in vars(module).items():
-            if name in _OWN:
-                continue
-            self.kept[name] = value
-            if isinstance(value, (list, dict, OrderedDict, set)):
-                self.contents[name] = value.copy()
+        self.kept = {name: value for name, value in vars(module).items() if name not in _OWN}
+        self.inside = [_Inside(value) for value in self.kept.values()]
         self.registered = {
             name: dict(vars(module)[name]) for name in ("_parameters", "_buffers", "_modules")
         }
@@ -95,21 +89,80 @@ class _Module:
     def tensors(self) -> Iterator[Tensor]:
         for name in ("_parameters", "_buffers"):
             yield from (t for t in self.registered[name].values() if t is not None)
-        yield from (v for v in self.kept.values() if isinstance(v, Tensor))
+        for inside in self.inside:
+            yield from inside.tensors()
 
     def restore(self) -> None:
         own = vars(self.module)
         for name in [n for n in own if n not in self.kept and n not in _OWN]:
             del own[name]
         own.update(self.kept)
-        for name, content in self.contents.items():
-            container = self.kept[name]
-            if isinstance(container, list):
-                container[:] = content
-            else:
-                container.clear()
-                container.update(content)
+        for inside in self.inside:
+            inside.restore()
         for name, content in self.registered.items():
             own[name].clear()
             own[name].update(content)
         self.module.training = self.training
+
+
+class _Inside:
+    """What an attribute holds: containers in containers, plain objects, generators, modules.
+
+    A module that stands in a list is none of its owner's, and is found here.
+    """
+
+    def __init__(self, value: Any, depth: int = 4) -> None:
+        self.value = value
+        self.content: Any = None
+        self.parts: list[_Module | _Inside] = []
+        below: list[Any] = []
+        if isinstance(value, torch.Generator):
+            self.content = value.get_state()
+        elif isinstance(value, (list, dict, set)):
+            self.content = value.copy()
+            below = list(value.values() if isinstance(value, dict) else value)
+        elif isinstance(value, tuple):
+            below = list(value)
+        elif isinstance(value, nn.Module):
+            self.parts = [_Module(value)] if depth == 3 else []
+        elif _is_plain(value):
+            self.content = dict(vars(value))
+            below = list(self.content.values())
+        if depth:
+            self.parts += [_Inside(part, depth - 1) for part in below if not _is_atom(part)]
+
+    def tensors(self) -> Iterator[Tensor]:
+        if isinstance(self.value, Tensor):
+            yield self.value
+        for part in self.parts:
+            yield from part.tensors()
+
+    def restore(self) -> None:
+        value: Any = self.value
+        if isinstance(value, torch.Generator):
+            value.set_state(self.content)
+        elif isinstance(value, list):
+            value[:] = self.content
+        elif isinstance(value, (dict, set)):
+            value.clear()
+            value.update(self.content)
+        elif self.content is not None:
+            vars(value).clear()
+            vars(value).update(self.content)
+        for part in self.parts:
+            part.restore()
+
+
+def _is_atom(value: Any) -> bool:
+    return value is None or isinstance(value, (str, bytes, int, float, complex, torch.Size, type))
+
+
+def _is_plain(value: Any) -> bool:
+    """An object of a class written in Python, not of PyTorch's, that only holds things."""
+    kind = type(value)
+    return (
+        hasattr(value, "__dict__")
+        and not callable(value)
+        and not isinstance(value, ModuleType)
+        and kind.__module__.partition(".")[0] not in ("torch", "builtins")
+    )

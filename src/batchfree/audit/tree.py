@@ -25,7 +25,10 @@ def children(tree: Any) -> tuple[list[tuple[str, Any]], Rebuild] | None:
     if isinstance(tree, Mapping):
         keys = list(tree)
         return [(str(key), tree[key]) for key in keys], lambda parts: _like(tree, keys, parts)
-    if dataclasses.is_dataclass(tree) or _is_plain_object(tree):
+    if dataclasses.is_dataclass(tree):
+        names = [item.name for item in dataclasses.fields(tree)]  # with slots there is no __dict__
+        return [(n, getattr(tree, n)) for n in names], lambda p: _object_like(tree, names, p)
+    if _is_plain_object(tree):
         names = list(vars(tree))
         return [(name, vars(tree)[name]) for name in names], lambda p: _object_like(tree, names, p)
     return None

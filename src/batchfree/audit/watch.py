@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from batchfree.audit.static import BATCH_KINDS, channel_moments, kind_of
+from batchfree.audit.tree import tensors
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,13 @@ def watch(model: nn.Module, record: Record, every: int = 1) -> Iterator[None]:
     forwards = 0
 
     def start(module: nn.Module, args: Any) -> None:
+        watcher.take()  # of a forward that raised
         watcher.active = module.training and forwards % every == 0
 
     def end(module: nn.Module, args: Any, output: Any) -> None:
         nonlocal forwards
         forwards += module.training
+        watcher.active = False  # checkpointed parts run again in the backward
         found = watcher.take()
         if found:
             record(found)
@@ -113,7 +116,8 @@ class Watcher:
         for name, module in self.model.named_modules():
             kind = kind_of(module, False)
             if kind in BATCH_KINDS and kind != "FrozenBatchNorm":
-                self._handles.append(module.register_forward_pre_hook(self._look(name)))
+                hook = self._look(name)
+                self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -126,17 +130,25 @@ class Watcher:
         found, self._found = self._found, []
         return found
 
-    def _look(self, name: str) -> Callable[[nn.Module, Any], None]:
-        def hook(module: nn.Module, args: Any) -> None:
+    def _look(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             if self.active and module.training and module.running_mean is not None:
-                self._found.append(_record(name, module, args[0]))
+                self._found.append(_record(name, module, next(tensors((args, kwargs)))))
 
         return hook
+
+
+def _workers(module: nn.Module) -> int:
+    """Processes that the statistics are taken over; of their values this process knows its own."""
+    if not isinstance(module, nn.SyncBatchNorm) or not torch.distributed.is_initialized():
+        return 1
+    return torch.distributed.get_world_size(module.process_group)
 
 
 @torch.no_grad()
 def _record(name: str, module: Any, x: torch.Tensor) -> LayerRecord:
     samples = min(x.shape[0], getattr(module, "normalization_batch", None) or x.shape[0])
+    workers = _workers(module)
     mean, variance = channel_moments(x[:samples])
     running_mean, running_var = module.running_mean.double(), module.running_var.double()
     scale = (running_var + module.eps).sqrt()
@@ -146,8 +158,8 @@ def _record(name: str, module: Any, x: torch.Tensor) -> LayerRecord:
     gap = ((1 - ratio).square() + drift.square()).mean().sqrt()
     return LayerRecord(
         module=name,
-        samples=samples,
-        elements=samples * x[0, 0].numel(),
+        samples=samples * workers,
+        elements=samples * workers * x[0, 0].numel(),
         mean_drift=drift.abs().mean().item(),
         variance_drift=(2 * ratio.log()).abs().mean().item(),
         gap=gap.item(),

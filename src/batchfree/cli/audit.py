@@ -65,8 +65,14 @@ def audit(args: list[str]) -> int:
             raise ConfigError(f"--threads must be at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    batch, labels = _batch(options)
-    model = load_model(options.model, options.weights)
+    for path in (options.json, options.html):
+        if path is not None and path.is_dir():
+            raise ConfigError(f"{path} is a folder; name a file")
+    try:
+        batch, labels = _batch(options)
+        model = load_model(options.model, options.weights)
+    except DataError as error:  # exit code 1 would mean that something was found
+        raise ConfigError(str(error)) from error
     if options.model.startswith("torchvision:") and takes_lists(model):
         batch = detection_batch(batch)
     shown = not options.quiet and sys.stderr.isatty()

@@ -75,9 +75,17 @@ def _by_function(module: str, function: str) -> nn.Module:
             raise ConfigError(f"there is no module {module!r} to take a model from") from error
         raise
     maker = getattr(found, function, None)
-    if not callable(maker):
+    if maker is None:
         raise ConfigError(f"{module} has no function {function!r}{suggest(function, vars(found))}")
-    model = maker()
+    if not callable(maker):
+        raise ConfigError(f"{module}:{function} is a {type(maker).__name__}, not a function")
+    try:
+        model = maker()
+    except Exception as error:
+        raise ConfigError(
+            f"{module}:{function}() raises {type(error).__name__}: {error}; it is called without "
+            "arguments and has to return a module"
+        ) from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{module}:{function} gave a {type(model).__name__}, not a module")
     return model

@@ -7,6 +7,7 @@ The gradient stands outside of the operators, in an `autograd.Function`, which c
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -23,23 +24,47 @@ NONE, RELU = CODES[None], CODES["relu"]
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
-direct: Callable[[], tuple[Any, Any]] | None = None
-"""The functions behind the operators for CUDA, which `ops/cuda.py` sets. They are called in their
-place where nobody can be watching: the dispatcher's way to Python takes longer than the kernel."""
+direct: dict[str, Callable[[], tuple[Any, Any]]] = {}
+"""By the type of a device the functions behind the operators, which `ops/cuda.py` sets. They are
+called in their place where nobody can be watching: the dispatcher's way to Python takes longer than
+the kernel."""
 
 
-def _operators(x: Tensor) -> tuple[Any, Any]:
+def _operators(x: Tensor, *others: Tensor | None) -> tuple[Any, Any]:
     """The forward and the backward to call."""
-    if (
-        torch.compiler.is_compiling()
-        or direct is None
-        or not x.is_cuda
-        or type(x) not in _PLAIN
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._autograd._profiler_enabled()
-    ):
+    if torch.compiler.is_compiling():
         return forward_op, backward_op
-    return direct()
+    functions = direct.get(x.device.type)
+    if functions is None or _watched(x, *others):
+        return forward_op, backward_op
+    return functions()
+
+
+def _watched(*tensors: Tensor | None) -> bool:
+    """Whether a mode, a profiler or a transform is there, or a tensor is more than its memory.
+
+    A tensor of functorch's has the type of any other, and so has a lazily negated one; what they
+    are stands in their dispatch keys.
+    """
+    if (
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._autograd._profiler_enabled()
+        or torch._ops._len_torch_dispatch_stack_pre_dispatch()
+    ):
+        return True
+    return any(
+        t is not None
+        and (type(t) not in _PLAIN or torch._C._dispatch_keys(t) != _plain_keys(t.device))
+        for t in tensors
+    )
+
+
+@lru_cache
+def _plain_keys(device: torch.device) -> Any:
+    """The dispatch keys of a tensor that is its memory and nothing else."""
+    with torch.inference_mode(False):
+        return torch._C._dispatch_keys(torch.empty(0, device=device))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -58,7 +83,7 @@ class _GroupNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:
-        output = _operators(inputs[0])[0](*inputs)
+        output = _operators(*inputs[:4])[0](*inputs)
         _save(ctx, inputs, output)
         return output[0]
 
@@ -99,7 +124,7 @@ def _backward(
     activation: int,
     wanted: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _operators(x)[1](
+    return _operators(x, dy, weight, bias, residual, y)[1](
         dy, x, weight, bias, residual, y, statistics, num_groups, activation, 0, wanted
     )
 
@@ -183,7 +208,7 @@ def group_norm_fused(
         return group_norm_aten(x, num_groups, weight, bias, eps, activation, residual)
     code = CODES[activation]
     if not torch.is_grad_enabled():
-        forward = forward_op if transforms else _operators(x)[0]
+        forward = _operators(x, weight, bias, residual)[0]
         return forward(x, weight, bias, residual, num_groups, eps, code)[0]
     if transforms:
         return _TransformableGroupNorm.apply(x, weight, bias, residual, num_groups, eps, code)[0]

@@ -38,8 +38,8 @@ def _backward(dy: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, ...]:
     )
 
 
-autograd.direct = _functions
 for _key in ("CUDA", "CPU") if cpu.INTERPRETED else ("CUDA",):
+    autograd.direct[_key.lower()] = _functions
     library.impl("group_norm", _forward, _key)
     library.impl("group_norm_backward", _backward, _key)
 

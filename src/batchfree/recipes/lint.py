@@ -50,6 +50,7 @@ def lint(config: Config, network: nn.Module | None = None) -> list[Lint]:
         ['small-batch']
     """
     found = [*_learning_rate(config), *_batch(config), *_decay(config), *_zero_init(config)]
+    found += _frozen(config)
     return found + ([] if network is None else [*_network(network)])
 
 
@@ -71,6 +72,16 @@ def _learning_rate(config: Config) -> Iterator[Lint]:
             _LINEAR,
         )
     rate, schedule = config.learning_rate(), config.schedule
+    linear = 0.1 * config.batch_size / 256
+    if o.linear_scaling and config.data.kind == "image_folder" and not 0.5 <= rate / linear <= 2:
+        yield Lint(
+            "learning-rate",
+            "optimizer.base_lr",
+            f"a learning rate of {rate:g} at {config.batch_size} images a step, where the linear "
+            f"rule gives {linear:g}",
+            "start from 0.1 for 256 images",
+            _LINEAR,
+        )
     if rate > 0.1 + 1e-12 and schedule.warmup == 0:
         yield Lint(
             "warm-up",
@@ -122,6 +133,17 @@ def _zero_init(config: Config) -> Iterator[Lint]:
             "the last gamma of each residual block starts at 1",
             "start it at 0, as the paper does",
             f"{_SECTION}: gamma of each residual block's last norm is initialised by 0",
+        )
+
+
+def _frozen(config: Config) -> Iterator[Lint]:
+    if config.model.norm == "frozen_bn":  # every recipe trains from scratch
+        yield Lint(
+            "frozen-from-scratch",
+            "model.norm",
+            "frozen BatchNorm in a training from scratch normalises nothing",
+            "take gn; frozen_bn is for fine-tuning",
+            f"{_COCO}",
         )
 
 

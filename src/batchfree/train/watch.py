@@ -35,6 +35,7 @@ class BatchWatch(Callback):
         check_every(every)
         self.every = every
         self._watcher: Watcher | None = None
+        self._last = -1
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts to watch."""
@@ -45,7 +46,11 @@ class BatchWatch(Callback):
     ) -> None:
         """Looks at this step, where it is its turn."""
         assert self._watcher is not None
-        self._watcher.active = batch_idx % self.every == 0
+        step = trainer.global_step
+        self._watcher.take()
+        # With accumulation several batches make a step: the first of them.
+        self._watcher.active = step % self.every == 0 and step != self._last
+        self._last = step
 
     def on_train_batch_end(
         self,

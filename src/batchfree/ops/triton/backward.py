@@ -107,17 +107,18 @@ def _way(
         return Resident(Step(kernels.resident, n * tile.programs(sample), constants, tile.warps))
     pieces = planning.pieces(sample, planning.LIMITS, planning.LIMITS.steps_backward)
     chunks, unit = pieces.chunks(sample), pieces.unit(sample)
-    total, dp = n * chunks * pieces.blocks(sample), planning.power(d)
-    at_once = max(1, min(planning.power(chunks), 1024 // dp))
+    total, rows = n * chunks * pieces.blocks(sample), min(planning.power(d), 64)
+    at_once = max(1, min(planning.power(chunks), 1024 // rows))
     shared = (c, d, pieces.R, pieces.P, pieces.steps, pieces.stages, hv, sv, last, *activation)
     lag = lag_of(x, sample, pieces, reads) if input_wanted else None
     if lag is not None:
-        step = Step(kernels.interleaved, 2 * total, (*shared, unit, dp, at_once), pieces.warps)
+        step = Step(kernels.interleaved, 2 * total, (*shared, unit, rows, at_once), pieces.warps)
         return Interleaved(step, total // (unit * chunks), lag, chunks)
-    combined = (c, d, pieces.chunk, last, hv, dp, at_once)
+    combined = (c, d, pieces.chunk, last, hv, rows, at_once)
     return Apart(
         Step(kernels.sums, total, shared, pieces.warps),
-        Step(kernels.combine, layout.groups, combined, max(1, min(4, at_once // 64))),
+        # As many warps as where it is interleaved: they decide the order of sums.
+        Step(kernels.combine, layout.groups, combined, pieces.warps),
         Step(kernels.apply, total, shared, pieces.warps),
         chunks,
     )

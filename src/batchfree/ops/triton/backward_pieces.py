@@ -121,27 +121,36 @@ def group_sums(
     DP: tl.constexpr,
     T: tl.constexpr,
 ):
-    """The sums of a sample's channels (totals), and S1 / M and S2 / M of their group."""
+    """The sums of a sample's channels (totals), and S1 / M and S2 / M of their group.
+
+    DP channels at a time, and T pieces of them.
+    """
     d, j = tl.arange(0, DP), tl.arange(0, T)
     n = group // (C // D)
-    c = (group % (C // D)).to(tl.int32) * D + d
-    valid = d < D
-    dz = tl.zeros((DP, T), tl.float32)
-    dz_xh = tl.zeros((DP, T), tl.float32)
-    for start in range(0, chunks, T):
-        t = start + j
-        mask = valid[:, None] & (t < chunks)[None, :]
-        at = workspace + slot(n, c[:, None], t[None, :], chunks, C, LAST)
-        dz += tl.load(at, mask=mask, other=0.0, cache_modifier=".cg")
-        dz_xh += tl.load(at + plane, mask=mask, other=0.0, cache_modifier=".cg")
-    sum_dz, sum_dz_xh = tl.sum(dz, 1), tl.sum(dz_xh, 1)
-    if totals is not None:
-        tl.store(totals + n * C + c, sum_dz, mask=valid)
-        tl.store(totals + groups * D + n * C + c, sum_dz_xh, mask=valid)
-    w = of_channels(weight, c, valid, 1.0)
+    c0 = (group % (C // D)).to(tl.int32) * D
+    s1 = tl.zeros((DP,), tl.float32)
+    s2 = tl.zeros((DP,), tl.float32)
+    for first in range(0, D, DP):
+        c = c0 + first + d
+        valid = first + d < D
+        dz = tl.zeros((DP, T), tl.float32)
+        dz_xh = tl.zeros((DP, T), tl.float32)
+        for start in range(0, chunks, T):
+            t = start + j
+            mask = valid[:, None] & (t < chunks)[None, :]
+            at = workspace + slot(n, c[:, None], t[None, :], chunks, C, LAST)
+            dz += tl.load(at, mask=mask, other=0.0, cache_modifier=".cg")
+            dz_xh += tl.load(at + plane, mask=mask, other=0.0, cache_modifier=".cg")
+        sum_dz, sum_dz_xh = tl.sum(dz, 1), tl.sum(dz_xh, 1)
+        if totals is not None:
+            tl.store(totals + n * C + c, sum_dz, mask=valid)
+            tl.store(totals + groups * D + n * C + c, sum_dz_xh, mask=valid)
+        w = of_channels(weight, c, valid, 1.0)
+        s1 += w * sum_dz
+        s2 += w * sum_dz_xh
     count = hw.to(tl.float32) * D
-    tl.store(sums + group, tl.sum(w * sum_dz, 0) / count)
-    tl.store(sums + groups + group, tl.sum(w * sum_dz_xh, 0) / count)
+    tl.store(sums + group, tl.sum(s1, 0) / count)
+    tl.store(sums + groups + group, tl.sum(s2, 0) / count)
 
 
 @triton.jit

@@ -71,7 +71,9 @@ def _way(x: Given, layout: Layout, activation: int, reads: int) -> Way:
     if n == 0:
         return None
     c, d, last = sample.channels, sample.width, sample.last
-    tile = planning.resident(sample, planning.LIMITS.resident_forward)
+    # Channels first pieces have long rows, and cost less than a large tile.
+    most = planning.LIMITS.resident_forward // (1 if last else 2)
+    tile = planning.resident(sample, most)
     if tile is not None:
         constants = (c, d, tile.K, tile.DP, tile.P, hv, sv, last, activation)
         return Resident(Step(kernels.resident, n * tile.programs(sample), constants, tile.warps))
@@ -89,7 +91,8 @@ def _way(x: Given, layout: Layout, activation: int, reads: int) -> Way:
     combined = (c, d, pieces.chunk, last, entries, hv)
     return Apart(
         Step(kernels.moments, total, shared, pieces.warps),
-        Step(kernels.combine, layout.groups, combined, max(1, entries // 512)),
+        # As many warps as where it is interleaved: they decide the order of sums.
+        Step(kernels.combine, layout.groups, combined, pieces.warps),
         Step(kernels.apply, total, (*shared, activation), pieces.warps),
         workspace,
     )
@@ -105,6 +108,7 @@ def group_norm(
     activation: int,
 ) -> tuple[Tensor, Tensor]:
     """The forward operator: (y, statistics)."""
+    eps = float(eps)  # Triton would compile another kernel for a 1 or a 0
     if not math.isfinite(eps):
         raise RuntimeError("batchfree::group_norm: eps must be finite")
     device = x.get_device()

@@ -13,7 +13,9 @@ from batchfree.ops.layout import dense_samples
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
-LARGEST = 2**31 - 2**16  # positions, which the kernels count in int32
+# Of positions and channels: offsets within a tile are int32, and a tile has up to 8 rows of the one
+# or 2048 of the other.
+MOST_POSITIONS, MOST_CHANNELS = 2**28, 2**20
 
 
 class Given(NamedTuple):
@@ -57,7 +59,12 @@ def check_call(x: Given, num_groups: int, activation: int) -> None:
     channels, positions = x.shape[1], math.prod(x.shape[2:])
     fits = num_groups > 0 and channels > 0 and positions > 0 and channels % num_groups == 0
     _need(fits, f"{num_groups} groups do not divide {channels} channels at {positions} positions")
-    _need(positions < LARGEST, f"{positions} positions are more than {LARGEST}")
+    few = positions <= MOST_POSITIONS and channels <= MOST_CHANNELS
+    _need(
+        few,
+        f"{channels} channels at {positions} positions are more than the Triton kernels take, "
+        f"{MOST_CHANNELS} and {MOST_POSITIONS}",
+    )
 
 
 def check_like(name: str, t: Given | None, x: Given) -> None:
@@ -109,10 +116,16 @@ class Placed(NamedTuple):
     stride: int
 
 
-def placed(t: Given | None, last: bool) -> Placed:
-    """Samples lie dense in memory in the layout, or are copied to that."""
+def placed(t: Given | None, last: bool, vector: int) -> Placed:
+    """Samples lie dense in memory in the layout, a multiple of `vector` apart, or are copied so.
+
+    The vector comes from the sample alone: it decides how many elements a thread loads at once, and
+    with that the order of sums.
+    """
     if t is None:
         return Placed(False, 0)
-    copy = t.address > 0 or not dense_samples(t.shape, t.strides, last)
-    stride = math.prod(t.shape[1:]) if copy else t.strides[0]
-    return Placed(copy, stride if t.shape[0] > 1 else 0)
+    elements = math.prod(t.shape[1:])
+    several = t.shape[0] > 1
+    dense = dense_samples(t.shape, t.strides, last)
+    copy = t.address > 0 or not dense or (several and t.strides[0] % vector != 0)
+    return Placed(copy, elements if copy or not several else t.strides[0])

@@ -53,9 +53,9 @@ def layout_of(
     last = is_channels_last(x.shape, x.strides)
     channels, positions = x.shape[1], math.prod(x.shape[2:])
     sample = Sample(channels, channels // num_groups, positions, x.dtype.itemsize, last)
-    tensors = [placed(t, last) for t in others]
     hv = 1 if last else divides(positions)
-    sv = divides(*(t.stride for t in tensors))
+    sv = divides(sample.elements)
+    tensors = [placed(t, last, sv) for t in others]
     return Layout(
         sample,
         FORMATS[len(x.shape)] if last else torch.contiguous_format,

@@ -16,7 +16,8 @@ class Limits:
     """The numbers behind the choices, measured on an H200 (benchmarks/NOTES.md).
 
     Attributes:
-        resident_forward: the most elements that a program keeps, padding included.
+        resident_forward: the most elements that a program keeps, padding included; half as many
+            where channels come first.
         resident_backward: likewise, where x and dy are kept.
         tile: elements that a program works on at a time, where it does not keep a group.
         warps: that work on such a tile.
@@ -138,7 +139,8 @@ def resident(sample: Sample, limit: int) -> Resident | None:
     while k < groups and k * dp * p < 1024:
         k *= 2
     found = Resident(k, dp, p, warps=min(16, max(1, k * dp * p // 1024)))
-    return found if found.elements <= limit else None
+    far = sample.last and p * sample.channels >= 2**31  # offsets within a tile are int32
+    return found if found.elements <= limit and not far else None
 
 
 def pieces(sample: Sample, limits: Limits, steps: int) -> Pieces:
