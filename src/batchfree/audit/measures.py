@@ -68,15 +68,28 @@ def batch_statistics(model: nn.Module, seen: dict[str, tuple[Tensor, Tensor]]) -
             handle.remove()
 
 
-def sweep(runs: Runs, draws: Draws, recording: Recording) -> list[SweepPoint]:
-    """Batches of 1, 2, 4, ... samples in train mode against the recorded whole batch."""
+def reference_moments(runs: Runs, recording: Recording) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean and variance of each channel that the BatchNorms in training saw of the whole batch."""
     runs.set_mode("train")  # so that it is seen which layers train
-    reference = {
+    return {
         name: channel_moments(next(tensors(recording.calls[name][-1].inputs)))
         for name, _ in _training_batch_norms(runs.model)
         if recording.calls.get(name)
     }
-    whole = per_sample(recording.calls[""][0].output, runs.size)
+
+
+def sweep(
+    runs: Runs, draws: Draws, output: Any, reference: dict[str, tuple[Tensor, Tensor]]
+) -> list[SweepPoint]:
+    """Batches of 1, 2, 4, ... samples in train mode against the whole batch.
+
+    Args:
+        runs: of the model.
+        draws: those of the whole batch.
+        output: the whole batch's.
+        reference: `reference_moments`.
+    """
+    whole = per_sample(output, runs.size)
     points = []
     size = 1
     while size < runs.size:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from batchfree._errors import ConfigError
 from batchfree.audit import measures
 from batchfree.audit.calls import Healing, Recording
@@ -34,7 +36,7 @@ from batchfree.audit.findings import (
 from batchfree.audit.randomness import Draws
 from batchfree.audit.report import Finding, Layer, Mode, SweepPoint
 from batchfree.audit.runs import Runs, everyone
-from batchfree.audit.static import BATCH_KINDS, known_modules, layer_of
+from batchfree.audit.static import BATCH_KINDS, kind_of, known_modules, layer_of
 from batchfree.audit.tree import tensors
 from batchfree.nn import Groups
 
@@ -56,7 +58,8 @@ class Measurements:
         self.points: list[SweepPoint] = []
         self.smallest: int | None = None
         self.draws: dict[str, Draws] = {}
-        self._recording: Recording | None = None
+        self._reference: dict[str, tuple[Tensor, Tensor]] = {}
+        self._whole: Any = None
 
     def audit_modes(self, modes: list[str]) -> None:
         """Coupling in each mode; one in which the model raises is skipped, if there is another."""
@@ -72,7 +75,6 @@ class Measurements:
 
     def _audit_mode(self, mode: str, both: bool) -> None:
         runs = self.runs
-        self._recording = None  # one at a time: it holds every activation
         recording, draws = Recording(runs.model), Draws()
         runs.set_mode(mode)
         before = {n: b.detach().clone() for n, b in runs.model.named_buffers()}
@@ -101,16 +103,28 @@ class Measurements:
             ) from error
         sliced = self._slices(mode, recording, local)
         before_these = len(self.findings)
-        again = unrepeatable(runs, mode, recording, draws) if local.coupled else set()
+        kinds = {kind_of(runs.model.get_submodule(name), False) for name in local.coupled}
+        # Custom code may draw what nobody can deal out again; a BatchNorm does not.
+        again = (
+            unrepeatable(runs, mode, recording, draws) if kinds.difference(BATCH_KINDS) else set()
+        )
         self.findings += coupling_findings(runs.model, mode, local, self.layers, sliced, again)
+        if mode == "eval" and both:
+            self._gap(recording)
+        output = recording.calls[""][0].output
+        if mode == "train":
+            self._reference = measures.reference_moments(runs, recording)
+            self._whole = output
+        recording.calls.clear()  # every activation, and a gradient is about to hold them too
         gradients = self._gradients(mode)
         new = self.findings[before_these:]
         coupled = any(f.level == "coupling" for f in new)
-        if not coupled and local.held:
+        numbers = any(t.dim() == 0 for t in tensors(output))
+        if numbers and not coupled and local.held:
             new += self._loss(mode)
             coupled = any(f.level == "coupling" for f in new)
         self.say(f"{mode} mode: how much", 0.4 * (mode == "train") + 0.2)
-        values = self._values(mode, draws, recording.calls[""][0].output) if coupled else []
+        values = self._values(mode, draws, output) if coupled else []
         entries = [(f.module, _or_infinite(f.amount)) for f in new if f.level == "coupling"]
         self.found[mode] = Mode(
             mode=mode,
@@ -125,9 +139,6 @@ class Measurements:
         )
         self._mark_layers(mode, local, sliced)
         self.draws[mode] = draws
-        self._recording = recording
-        if mode == "eval" and both:
-            self._gap(recording)
 
     def _loss(self, mode: str) -> list[Finding]:
         """Numbers among the outputs, which no run of some samples can be compared with."""
@@ -182,14 +193,14 @@ class Measurements:
 
     def _values(self, mode: str, draws: Draws, output: Any) -> list[list[float]]:
         try:
-            return replacement_matrix(self.runs, mode, draws, output, limit=8)
+            return replacement_matrix(self.runs, mode, draws, output, limit=6)
         except Exception as error:
             self.findings.append(note(f"samples could not be replaced: {_words(error)}", mode))
             return []
 
     def _gradients(self, mode: str) -> tuple[tuple[int, tuple[float, ...]], ...]:
         try:
-            found = gradient_matrix(self.runs, mode, probes=2 if mode == "train" else 1)
+            found = gradient_matrix(self.runs, mode, probes=1)
         except Exception as error:
             self.findings.append(note(f"gradients were not measured: {_words(error)}", mode))
             return ()
@@ -247,9 +258,10 @@ class Measurements:
         self.say("batch sizes", 0.8)
         if not self.found["train"].coupled or self.runs.size < 3:
             return
-        assert self._recording is not None
         try:
-            self.points = measures.sweep(self.runs, self.draws["train"], self._recording)
+            self.points = measures.sweep(
+                self.runs, self.draws["train"], self._whole, self._reference
+            )
         except Exception as error:
             self.findings.append(note(f"batch sizes were not measured: {_words(error)}", "train"))
             return
