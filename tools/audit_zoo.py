@@ -22,7 +22,7 @@ from typing import Any
 from batchfree.cli.audit import detection_batch, takes_lists
 
 FIELDS = (
-    *("model", "input", "verdict", "batch_norms", "eval", "train"),
+    *("model", "input", "verdict", "batch_norms", "zero_gamma", "eval", "train"),
     *("entries_train", "first_train", "entries_eval", "first_eval"),
     *("bits", "degenerate", "smallest_batch", "seconds", "passes", "problem"),
 )
@@ -132,8 +132,10 @@ def audit_one(name: str) -> dict[str, object]:
         "model": name,
         "input": "x".join(map(str, shape)),
         "verdict": _verdict(report),
-        # What the train mode's entries should be, each a module of its own, if no other code mixes.
+        # Where no other code mixes, the train mode's entries are the BatchNorms that ran, but for
+        # those whose gamma is zero.
         "batch_norms": sum(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in ran),
+        "zero_gamma": sum(f.kind == "zero gamma" for f in report.findings),
         "bits": sum(f.level == "bits" for f in report.findings),
         "degenerate": sum(f.kind == "degenerate" for f in report.findings),
         "smallest_batch": report.smallest_batch,
