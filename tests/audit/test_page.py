@@ -91,11 +91,11 @@ def test_the_page_draws_and_says_nothing_on_the_console(browser_page):
     assert "samples depend on each other" in browser_page.inner_text("h1")
     heads = browser_page.eval_on_selector_all("h2", "all => all.map(h => h.textContent)")
     assert len(heads) >= 4
-    # Of values in train mode: six samples, and the row and column of their numbers.
+    # Of values in train mode: four samples, and the row and column of their numbers.
     sizes = browser_page.eval_on_selector_all(
         "table.heat", "all => all.map(t => [t.rows.length, t.rows[0].cells.length])"
     )
-    assert [7, 7] in sizes
+    assert [5, 5] in sizes
     assert browser_page.locator("svg").count() >= 1
     assert browser_page.told == []
 

@@ -193,7 +193,7 @@ class Measurements:
 
     def _values(self, mode: str, draws: Draws, output: Any) -> list[list[float]]:
         try:
-            return replacement_matrix(self.runs, mode, draws, output, limit=6)
+            return replacement_matrix(self.runs, mode, draws, output, limit=4)
         except Exception as error:
             self.findings.append(note(f"samples could not be replaced: {_words(error)}", mode))
             return []
