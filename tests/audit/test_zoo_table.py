@@ -8,7 +8,8 @@ import pytest
 TABLE = Path(__file__).parents[2] / "results" / "audit-zoo.csv"
 if not TABLE.exists():
     pytest.skip("an installed package has no results", allow_module_level=True)
-ROWS = list(csv.DictReader(TABLE.open()))
+with TABLE.open() as _file:
+    ROWS = list(csv.DictReader(_file))
 
 
 def test_models_stand_there_once():
