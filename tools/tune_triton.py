@@ -204,7 +204,6 @@ def main():
         if not options.compile_only:
             copy, eager = case.copy(), case.eager()
             print(f"\n{index} {case.name}: copy {copy:.1f} us, eager forward {eager:.1f} us")
-        seen = {}
         for name in names:
             limits(VARIANTS[name])
             try:
@@ -227,7 +226,7 @@ def main():
                 f"{case.parts() if name in options.parts.split(',') else ''}",
                 flush=True,
             )
-        del case, seen
+        del case
         torch.cuda.empty_cache()
 
 

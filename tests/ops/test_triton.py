@@ -70,7 +70,11 @@ def test_apart_and_interleaved_agree_to_the_bit(shape, groups, dtype, layout):
 
 
 @KERNELS
-def test_interleaved_is_what_the_limits_ask_for(monkeypatch):
+@pytest.mark.parametrize(
+    ("shape", "groups", "layout"),
+    [((3, 6, 11, 13), 3, "contiguous"), ((1, 64, 5, 5), 1, "channels_last")],
+)
+def test_interleaved_is_what_the_limits_ask_for(monkeypatch, shape, groups, layout):
     """Else the test above would compare pieces with pieces."""
     from batchfree.ops.triton import backward, forward
 
@@ -84,7 +88,7 @@ def test_interleaved_is_what_the_limits_ask_for(monkeypatch):
 
         monkeypatch.setattr(module, "Step", record)
     with limits(PATHS["interleaved"]):
-        fused(draw((3, 6, 11, 13)), 3, "silu")
+        fused(draw(shape, layout=layout), groups, "silu")
     assert called.count("interleaved") == 2
 
 

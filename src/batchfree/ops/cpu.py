@@ -12,14 +12,13 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from batchfree._errors import ConfigError
 from batchfree.ops.autograd import group_norm_fused as group_norm_cpu
-from batchfree.ops.fused import library
+from batchfree.ops.fused import DTYPES, library
 
 __all__ = ["INTERPRETED", "capability", "group_norm_cpu", "missing", "refusal"]
 
 # As in csrc/registration.cpp, which chooses the best that the processor has.
 CAPABILITIES = ("baseline", "avx2", "avx512")
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 INTERPRETED = (os.environ.get("TRITON_INTERPRET"), os.environ.get("BATCHFREE_BACKEND")) == (
@@ -85,7 +84,7 @@ def say_once() -> None:
 
 def serves(x: Tensor) -> bool:
     """Whether the kernels take x."""
-    return missing is None and x.is_cpu and x.dtype in _DTYPES and is_plain(x)
+    return missing is None and x.is_cpu and x.dtype in DTYPES and is_plain(x)
 
 
 def is_plain(x: Tensor) -> bool:
@@ -100,7 +99,7 @@ def refusal(x: Tensor) -> str | None:
         return None
     if not x.is_cpu:
         return f"the C++ kernels serve the CPU, and x is on {x.device}"
-    if x.dtype not in _DTYPES:
+    if x.dtype not in DTYPES:
         return f"the C++ kernels take float32, bfloat16 and float16, not {x.dtype}"
     return missing or (
         f"the C++ kernels take plain dense tensors, not a {type(x).__name__} of layout {x.layout}"

@@ -11,11 +11,9 @@ from torch import Tensor
 
 from batchfree.ops import autograd, cpu
 from batchfree.ops.autograd import group_norm_fused as group_norm_triton
-from batchfree.ops.fused import library
+from batchfree.ops.fused import DTYPES, library
 
 __all__ = ["group_norm_triton", "refusal"]
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @lru_cache

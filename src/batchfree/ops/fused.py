@@ -21,6 +21,9 @@ assert {*CODES} == {None, *ACTIVATIONS}
 # Bits of `wanted`.
 INPUT, RESIDUAL, WEIGHT, BIAS = 1, 2, 4, 8
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Of x, which every device's kernels take."""
+
 library = torch.library.Library("batchfree", "DEF")
 library.define(
     "group_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, int num_groups, "

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from batchfree.ops.fused import CODES
+from batchfree.ops.fused import CODES, DTYPES
 from batchfree.ops.layout import dense_samples
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 # Of positions and channels: offsets within a tile are int32, and a tile has up to 8 rows of the one
 # or 2048 of the other.
