@@ -72,7 +72,7 @@ def test_apart_and_interleaved_agree_to_the_bit(shape, groups, dtype, layout):
 @KERNELS
 @pytest.mark.parametrize(
     ("shape", "groups", "layout"),
-    [((3, 6, 11, 13), 3, "contiguous"), ((1, 64, 5, 5), 1, "channels_last")],
+    [((2, 6, 11, 13), 3, "contiguous"), ((1, 64, 5, 5), 1, "channels_last")],
 )
 def test_interleaved_is_what_the_limits_ask_for(monkeypatch, shape, groups, layout):
     """Else the test above would compare pieces with pieces."""
