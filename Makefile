@@ -39,7 +39,7 @@ triton: $(STAMP)  ## the kernels' tests on the Triton kernels, in Triton's inter
 	  -k "$(or $(ONLY),test_triton or test_fuzz or (chosen or interleaved) and not nan_pattern)"
 
 gpu:  ## tests and benchmarks on a GPU from a plain source tree, 9 minutes; results in benchmarks/
-	sh tools/gpu.sh benchmarks/$$(date +%F)-gpu 180 160
+	sh tools/gpu.sh benchmarks/$$(date +%F)-gpu 210 200
 
 gpu-quick:  ## the same, 3 minutes: fewer tests, and kernels alone
 	GPU_TESTS="chosen and (bits or special) or test_triton" sh tools/gpu.sh runs/$$(date +%F)-gpu-quick 70 60 kernels

@@ -33,20 +33,35 @@ fi
 
 bench() {  # name, seconds, arguments of batchfree bench
     name="$1"; seconds="$2"; shift 2
-    timeout $((seconds + 15)) "$python" -m batchfree.cli bench "$@" --device cuda \
+    timeout $((seconds + 25)) "$python" -m batchfree.cli bench "$@" --device cuda \
         --budget "$seconds" --threads 1 --output "$output/$name" >"$output/$name.log" 2>&1 \
         || { echo "bench $name: exit code $?"; failed=1; }
     tail -1 "$output/$name.log"
 }
 
-# torch.compile takes seconds a case, so its caches are filled by all processors meanwhile.
+# Kernels take seconds to compile, so the caches are filled by all processors during the tests.
 filled=""
+fill() {
+    timeout "$test_seconds" "$@" >/dev/null 2>&1 &
+    filled="$filled $!"
+}
+steps() {  # runs "$@" with a name and the arguments of each training step that is timed
+    for batch in 2 8 32; do
+        "$@" "step-$batch" --batch $batch --layouts channels_last --clock both
+    done
+    "$@" step-unet --network unet --batch 2 --size 512 --clock both
+    "$@" step-maskrcnn --network maskrcnn --batch 2 --size 800 --layouts channels_last
+}
+fill_step() {
+    shift
+    fill "$python" tools/fill_compile_cache.py step "$@"
+}
 if [ "$bench_seconds" -gt 60 ]; then
     cases="$("$python" -c 'from batchfree.bench.suites import cases; print(len(cases("gpu")))')"
     for i in $(seq 0 $((cases - 1))); do
-        timeout "$test_seconds" "$python" tools/fill_compile_cache.py "$i" >/dev/null 2>&1 &
-        filled="$filled $!"
+        fill "$python" tools/fill_compile_cache.py kernels "$i"
     done
+    [ "$only" = all ] && steps fill_step
 fi
 
 timeout "$test_seconds" env BATCHFREE_BACKEND=triton "$python" -m pytest -q -p no:cacheprovider -p no:benchmark \
@@ -60,24 +75,24 @@ status=$?
 tail -3 "$output/tests.log"
 [ -n "$filled$build" ] && wait $filled $build # nothing beside the benchmarks
 
+tenth=$((bench_seconds / 10))
+bench_step() {
+    name="$1"; shift
+    bench "$name" "$tenth" training-step --precision bfloat16 "$@"
+}
+bench_kernels() {  # name, tenths of the time, arguments
+    name="$1"; tenths="$2"; shift 2
+    bench "$name" $((tenth * tenths)) gpu --dtypes bf16 --clock device --cache cold \
+        --repetitions 10 "$@"
+}
 if [ "$bench_seconds" -gt 0 ]; then
-    tenth=$((bench_seconds / 10))
-    bench kernels $((tenth * 4)) gpu --dtypes bf16 --clock device --cache cold --repetitions 10 \
-        --peers eager batchfree compile compile-max liger apex batch_norm floor
+    bench_kernels kernels 6 --layouts contiguous channels_last \
+        --peers eager batchfree compile liger apex batch_norm floor
 fi
 if [ "$bench_seconds" -gt 0 ] && [ "$only" = all ]; then
-    for batch in 2 8 32; do
-        bench "step-$batch" $((tenth / 2)) training-step --batch $batch --layouts channels_last \
-            --precision bfloat16
-    done
-    bench step-unet $((tenth / 2)) training-step --network unet --batch 2 --size 512 \
-        --precision bfloat16
-    bench step-maskrcnn $((tenth / 2)) training-step --network maskrcnn --batch 2 --size 800 \
-        --layouts channels_last --precision bfloat16
+    steps bench_step
     bench overhead "$tenth" overhead --repetitions 20
-    bench kernels-channels-last $((tenth * 3)) gpu --dtypes bf16 --layouts channels_last \
-        --clock device --cache cold --repetitions 10 \
-        --peers eager batchfree compile apex batch_norm floor
+    bench_kernels kernels-max 2 --peers eager batchfree compile-max floor
 fi
 [ "$status" = 0 ] && status=$failed
 exit "$status"

@@ -34,6 +34,8 @@ QUICK = shlex.split("--repetitions 2 --threads 1 --peers eager batchfree floor")
         ("bench --peer-list", "unknown argument '--peer-list'"),
         ("bench overhead --suite", "unknown argument '--suite'"),
         ("bench training-step --network resnet5", "did you mean 'resnet50'"),
+        ("bench training-step --clock device", "--clock device is a GPU's"),
+        ("bench training-step --clock hosts", "no clock 'hosts'; did you mean 'host'"),
         ("bench training-step --batch 0", "--batch must be at least 1, got 0"),
         ("bench training-step --layouts last", "no layout 'last'"),
     ],

@@ -84,7 +84,8 @@ def _eager(setting: Setting) -> Function:
 def _compiled(setting: Setting, mode: str = "default") -> Function:
     import torch._inductor.config
 
-    torch._inductor.config.compile_threads = 1  # no pool of compilers beside what is timed
+    if setting.device == "cpu":
+        torch._inductor.config.compile_threads = 1  # no pool of compilers beside what is timed
     # It says that there is no CUDA toolkit, which nobody asked for.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     if mode == "default":

@@ -152,6 +152,7 @@ class StepRow(Timed):
         saved_bytes: bytes of distinct storages kept for the backward, parameters excluded.
         precision: `float32`, or `bfloat16` under autocast.
         peak_bytes: on a GPU, the most memory that was allocated in a step.
+        clock: `host`, or `device`, where the step is a CUDA graph and only the GPU's work counts.
     """
 
     model: str = field(metadata=_TEXT)
@@ -162,6 +163,7 @@ class StepRow(Timed):
     saved_bytes: int | None = field(metadata=by(optional(integer(0))))
     precision: str = field(default="float32", metadata=_TEXT)
     peak_bytes: int | None = field(default=None, metadata=by(optional(integer(0))))
+    clock: str = field(default="host", metadata=_TEXT)
 
 
 ROWS: dict[str, type[Timed]] = {"kernels": KernelRow, "overhead": OverheadRow, "steps": StepRow}

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from batchfree.bench import device_time
 from batchfree.bench.networks import EAGER, MODELS, build
 from batchfree.bench.results import StepRow
 from batchfree.bench.runner import threads, timed
@@ -28,6 +29,7 @@ def run_training_step(
     size: int = 224,
     layouts: Sequence[str] = ("contiguous",),
     precision: str = "float32",
+    clock: str = "host",
     repetitions: int = 10,
     budget: float = math.inf,
     device: str = "cpu",
@@ -42,51 +44,66 @@ def run_training_step(
         size: pixels of their sides.
         layouts: `contiguous`, `channels_last`.
         precision: `float32`, or `bfloat16` by autocast.
+        clock: `host`; `device`, where a step is a CUDA graph, without the host's work; `both`.
         repetitions: steps of each network.
-        budget: seconds, shared by the layouts; at least a few repetitions are made.
+        budget: seconds, shared by layouts and clocks; at least a few repetitions are made.
         device: `cpu` or `cuda`.
         thread_count: PyTorch's threads; None leaves them as they are.
     """
+    clocks = ("host", "device") if clock == "both" else (clock,)
+    seconds = budget / len(layouts) / len(clocks)
     with threads(thread_count):
         for layout in layouts:
-            functions, kept, peak = {}, {}, {}
+            steps: dict[str, Step] = {}
             failed: dict[str, Samples] = {}
             for name in MODELS:
                 try:
                     torch.manual_seed(0)
-                    step = _Step(name, network, batch, size, layout, precision, device)
-                    kept[name] = step.saved_bytes()
-                    peak[name] = step.peak_bytes()
-                    functions[name] = step.run
+                    steps[name] = Step(name, network, batch, size, layout, precision, device)
                 except (RuntimeError, ValueError) as error:  # BN of a single value, for one
                     failed[name] = Samples(failure=reason(error))
-            samples = interleave(
-                functions,
-                repetitions=repetitions,
-                seconds=budget / len(layouts),
-                device=device,
-            )
-            samples = {**samples, **failed}
-            record(
-                [
-                    StepRow(
-                        **timed(samples[name], samples.get(EAGER), device),  # type: ignore[arg-type]
-                        model=name,
-                        network=network,
-                        batch=batch,
-                        size=size,
-                        layout=layout,
-                        saved_bytes=kept.get(name),
-                        precision=precision,
-                        peak_bytes=peak.get(name),
-                    )
-                    for name in MODELS
-                ]
-            )
+            for each in clocks:
+                samples = _timed_steps(steps, each, repetitions, seconds, device) | failed
+                record(
+                    [
+                        StepRow(
+                            **timed(samples[name], samples.get(EAGER), device),  # type: ignore[arg-type]
+                            model=name,
+                            network=network,
+                            batch=batch,
+                            size=size,
+                            layout=layout,
+                            saved_bytes=steps[name].saved_bytes if name in steps else None,
+                            precision=precision,
+                            peak_bytes=steps[name].peak_bytes if name in steps else None,
+                            clock=each,
+                        )
+                        for name in MODELS
+                    ]
+                )
 
 
-class _Step:
-    """A network with its optimizer and one batch of random inputs."""
+def _timed_steps(
+    steps: dict[str, Step], clock: str, repetitions: int, seconds: float, device: str
+) -> dict[str, Samples]:
+    functions: dict[str, Run] = {}
+    failed: dict[str, Samples] = {}
+    for name, step in steps.items():
+        try:
+            functions[name] = device_time.Graphed([step.run]) if clock == "device" else step.run
+        except Exception as error:  # a step that asks the host cannot be captured
+            failed[name] = Samples(failure=reason(error))
+    samples = interleave(functions, repetitions=repetitions, seconds=seconds, device=device)
+    return {n: device_time.per_call(s, functions[n]) for n, s in samples.items()} | failed
+
+
+class Step:
+    """A network with its optimizer and one batch of random inputs.
+
+    Attributes:
+        saved_bytes: of the distinct storages that a forward keeps for the backward.
+        peak_bytes: the most memory allocated in a step; None on a CPU, where nobody counts it.
+    """
 
     def __init__(
         self,
@@ -108,9 +125,11 @@ class _Step:
         )
         self._device = device
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
-        self.run: Run = self._run
+        self.saved_bytes = self._count_saved()
+        self.peak_bytes = self._count_peak()
 
-    def _run(self, times: int) -> None:
+    def run(self, times: int) -> None:
+        """Makes so many steps."""
         for _ in range(times):
             self.optimizer.zero_grad(set_to_none=True)
             self._loss().backward()
@@ -120,18 +139,16 @@ class _Step:
         with self._autocast():
             return self._lose(self.model, *self._inputs)
 
-    def peak_bytes(self) -> int | None:
-        """The most memory allocated in a step; None on a CPU, where nobody counts it."""
+    def _count_peak(self) -> int | None:
         if self._device != "cuda":
             return None
-        self._run(2)
+        self.run(2)
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        self._run(1)
+        self.run(1)
         return torch.cuda.max_memory_allocated() - before
 
-    def saved_bytes(self) -> int:
-        """Bytes of the distinct storages that a forward keeps for the backward."""
+    def _count_saved(self) -> int:
         with _kept_storages(self.model) as kept:
             loss = self._loss()
             found = sum(kept.values())

@@ -125,6 +125,9 @@ def _training_step(args: list[str]) -> int:
     )
     parser.add_argument("--network", default="resnet50", metavar="NAME")
     parser.add_argument("--precision", default="float32", help="or bfloat16, by autocast")
+    parser.add_argument(
+        "--clock", default="host", help="host (default), device: in a CUDA graph, or both"
+    )
     parser.add_argument("--batch", type=int, default=4, metavar="N", help="images in a step")
     parser.add_argument("--size", type=int, default=224, metavar="N", help="pixels of a side")
     parser.add_argument("--layouts", nargs="+", default=["contiguous"], metavar="LAYOUT")
@@ -139,6 +142,11 @@ def _training_step(args: list[str]) -> int:
 
     check_known(options.network, NETWORKS, "network")
     check_known(options.precision, ("float32", "bfloat16"), "precision")
+    check_known(options.clock, ("host", "device", "both"), "clock")
+    if options.clock != "host" and options.device != "cuda":
+        raise ConfigError(
+            f"--clock {options.clock} is a GPU's; with --device cpu there is the host's alone"
+        )
     layouts = list(dict.fromkeys(options.layouts))
     for layout in layouts:
         check_known(layout, LAYOUTS, "layout")
@@ -151,13 +159,16 @@ def _training_step(args: list[str]) -> int:
             size=options.size,
             layouts=layouts,
             precision=options.precision,
+            clock=options.clock,
             repetitions=options.repetitions,
             budget=budget,
             device=options.device,
             thread_count=options.threads,
         )
 
-    return run(args, options, "bench-training-step", measure, len(layouts) * len(MODELS))
+    clocks = 2 if options.clock == "both" else 1
+    rows = clocks * len(layouts) * len(MODELS)
+    return run(args, options, "bench-training-step", measure, rows)
 
 
 def _add_common(parser: argparse.ArgumentParser, repetitions: int) -> None:

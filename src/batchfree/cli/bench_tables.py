@@ -40,7 +40,7 @@ class Progress:
                 kept = "" if row.saved_bytes is None else f"{row.saved_bytes / 1e6:8.1f} MB kept"
                 print(
                     f"{row.network} batch {row.batch} {row.size} px {row.layout:<15}"
-                    f"{row.model:<10}{_us(row)}{_times(row.ratio)}{kept}",
+                    f"{row.clock:<7}{row.model:<10}{_us(row)}{_times(row.ratio)}{kept}",
                     flush=True,
                 )
 

@@ -56,11 +56,14 @@ def steps_chart(rows: list[StepRow]) -> Chart | None:
     looks = {"fused GN": "batchfree", "eager GN": "eager", "BN": "batch_norm"}
     bars = []
     for row in rows:
-        where = f"batch {row.batch}, {row.size} px, {row.layout}, malloc {row.allocator}"
+        where = f"batch {row.batch}, {row.size} px, {row.layout}, {row.precision}, "
+        where += f"malloc {row.allocator}"
+        on_device = row.clock == "device"
         if row.median_us is not None:
-            title = f"{row.network} step (ms), {where}"
+            what = "step, GPU alone" if on_device else "step"
+            title = f"{row.network} {what} (ms), {where}"
             bars.append((title, row.model, row.model, row.median_us / 1e3, "ms", row))
-        if row.saved_bytes is not None:
+        if row.saved_bytes is not None and not on_device:
             title = f"kept for the backward (MB), {where}"
             bars.append((title, row.model, row.model, row.saved_bytes / 1e6, "MB", row))
     return _bars(
