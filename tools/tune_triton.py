@@ -35,6 +35,9 @@ SHAPES = [
     ((2, 64, 400, 672), 32, "relu", False, "channels_last"),
     ((1024, 256, 7, 7), 32, "relu", False, "contiguous"),
     ((2, 256, 100, 168), 32, None, False, "channels_last"),
+    ((32, 1024, 14, 14), 32, "relu", True, "contiguous"),
+    ((2, 320, 64, 64), 32, "silu", False, "channels_last"),
+    ((32, 256, 56, 56), 32, "relu", True, "contiguous"),
 ]
 BIG = 1 << 60
 APART = dict(resident_forward=0, resident_backward=0, cache=BIG)
@@ -51,6 +54,12 @@ VARIANTS = {
     "pieces": APART,
     "pieces of 16": dict(APART, pieces=16),
     "pieces of 64": dict(APART, pieces=64),
+    "pieces of 128": dict(APART, pieces=128),
+    "pieces of 256": dict(APART, pieces=256),
+    "pieces of 512": dict(APART, pieces=512),
+    "resident from 2048": dict(resident_least=2048),
+    "resident from 4096": dict(resident_least=4096),
+    "resident from 8192": dict(resident_least=8192),
     "pieces 2048/4x16 3": APART | tile(2048, 4, 16, 3),
     "pieces 4096/8x8 3": APART | tile(4096, 8, 8, 3),
     "pieces 64B": dict(APART, row=64),

@@ -92,7 +92,7 @@ def interleave(
             if repetition >= LEAST_REPETITIONS and time.perf_counter() > end:
                 break
             names = list(functions)
-            first = repetition % len(names)
+            first = repetition % max(len(names), 1)
             for name in names[first:] + names[:first]:
                 samples = found[name]
                 if samples.failure is None:

@@ -101,7 +101,8 @@ def _way(
     if n == 0:
         return None
     c, d, last = sample.channels, sample.width, sample.last
-    tile = planning.resident(sample, planning.LIMITS.resident_backward)
+    limits = planning.LIMITS
+    tile = planning.resident(sample, limits.resident_backward, limits.resident_least)
     if tile is not None:
         constants = (c, d, tile.K, tile.DP, tile.P, hv, sv, last, *activation)
         return Resident(Step(kernels.resident, n * tile.programs(sample), constants, tile.warps))

@@ -73,7 +73,7 @@ def _way(x: Given, layout: Layout, activation: int, reads: int) -> Way:
     c, d, last = sample.channels, sample.width, sample.last
     # Channels first pieces have long rows, and cost less than a large tile.
     most = planning.LIMITS.resident_forward // (1 if last else 2)
-    tile = planning.resident(sample, most)
+    tile = planning.resident(sample, most, planning.LIMITS.resident_least)
     if tile is not None:
         constants = (c, d, tile.K, tile.DP, tile.P, hv, sv, last, activation)
         return Resident(Step(kernels.resident, n * tile.programs(sample), constants, tile.warps))

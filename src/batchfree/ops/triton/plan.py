@@ -19,6 +19,7 @@ class Limits:
         resident_forward: the most elements that a program keeps, padding included; half as many
             where channels come first.
         resident_backward: likewise, where x and dy are kept.
+        resident_least: elements to which a program that keeps groups takes more of them.
         tile: elements that a program works on at a time, where it does not keep a group.
         warps: that work on such a tile.
         steps_forward: the most tiles of a program; up to 16, see `forward_kernels`.
@@ -33,6 +34,7 @@ class Limits:
 
     resident_forward: int = 32768
     resident_backward: int = 16384
+    resident_least: int = 1024
     tile: int = 2048
     warps: int = 4
     steps_forward: int = 16
@@ -131,12 +133,12 @@ def divides(*numbers: int) -> int:
     return math.gcd(16, *numbers)
 
 
-def resident(sample: Sample, limit: int) -> Resident | None:
+def resident(sample: Sample, limit: int, least: int) -> Resident | None:
     """The tile of programs that keep whole groups; None where a group is too large for that."""
     dp, p, groups = power(sample.width), power(sample.positions), power(sample.groups)
     # Channels last: rows of at least 64 bytes, where there are so many channels.
     k = min(groups, power(-(-64 // (sample.width * sample.item)))) if sample.last else 1
-    while k < groups and k * dp * p < 1024:
+    while k < groups and k * dp * p < least:
         k *= 2
     found = Resident(k, dp, p, warps=min(16, max(1, k * dp * p // 1024)))
     far = sample.last and p * sample.channels >= 2**31  # offsets within a tile are int32
