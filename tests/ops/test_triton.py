@@ -45,7 +45,7 @@ def test_every_sample_is_covered_by_tiles_that_the_kernels_can_take(sample, boun
         assert found.blocks(sample) % unit == 0
         whole = unit == found.blocks(sample)
         assert whole or unit * found.R % sample.width == 0
-    kept = plan.resident(sample, bounds.resident_forward, bounds.resident_least)
+    kept = plan.resident(sample, bounds, bounds.resident_forward, bounds.lane_forward)
     if kept is not None:
         assert kept.elements <= bounds.resident_forward
         assert sample.width <= kept.DP

@@ -23,7 +23,6 @@ NONE, RELU = CODES[None], CODES["relu"]
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
-_PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
 
 direct: dict[str, Callable[[], tuple[Any, Any]]] = {}
 """By the type of a device the functions behind the operators, which `ops/cuda.py` sets. They are
@@ -51,15 +50,14 @@ def _watched(*tensors: Tensor | None) -> bool:
         torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
         or torch._C._autograd._profiler_enabled()
-        or torch._C._dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH)
+        or torch._ops._len_torch_dispatch_stack_pre_dispatch()
     ):
         return True
-    for t in tensors:
-        if t is not None and (
-            type(t) not in _PLAIN or torch._C._dispatch_keys(t) != _plain_keys(t.device)
-        ):
-            return True
-    return False
+    return any(
+        t is not None
+        and (type(t) not in _PLAIN or torch._C._dispatch_keys(t) != _plain_keys(t.device))
+        for t in tensors
+    )
 
 
 @lru_cache
@@ -74,7 +72,6 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     y, statistics = output
     ctx.set_materialize_grads(False)
     ctx.call = num_groups, eps, activation
-    ctx.direct = False
     # Of ReLU's residual only the output's sign matters, and the output is alive anyway.
     sign = residual is not None and activation == RELU
     kept = None if sign or activation == NONE else residual
@@ -86,10 +83,8 @@ class _GroupNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:
-        forward = _operators(*inputs[:4])[0]
-        output = forward(*inputs)
+        output = _operators(*inputs[:4])[0](*inputs)
         _save(ctx, inputs, output)
-        ctx.direct = forward is not forward_op
         return output[0]
 
     @staticmethod
@@ -103,14 +98,8 @@ class _GroupNorm(torch.autograd.Function):
             wanted |= RESIDUAL
         # A graph of the gradient is asked for (create_graph, functorch).
         twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        saved = ctx.saved_tensors
-        arguments: tuple[Any, ...] = (*saved, *ctx.call, wanted)
-        if twice:
-            dx, dr, dw, db = _GroupNormBackward.apply(dy, *arguments)
-        else:
-            # What the forward was given has been looked at.
-            function = _operators(dy, *(() if ctx.direct else saved))[1]
-            dx, dr, dw, db = _call(function, dy, *arguments)
+        gradient: Any = _GroupNormBackward.apply if twice else _backward
+        dx, dr, dw, db = gradient(dy, *ctx.saved_tensors, *ctx.call, wanted)
         return (
             dx if needs_x else None,
             dw if needs_weight else None,
@@ -122,12 +111,7 @@ class _GroupNorm(torch.autograd.Function):
         )
 
 
-def _backward(dy: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _call(_operators(dy, *args[:6])[1], dy, *args)
-
-
-def _call(
-    function: Callable[..., Any],
+def _backward(
     dy: Tensor,
     x: Tensor,
     weight: Tensor | None,
@@ -140,7 +124,9 @@ def _call(
     activation: int,
     wanted: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return function(dy, x, weight, bias, residual, y, statistics, num_groups, activation, 0, wanted)
+    return _operators(x, dy, weight, bias, residual, y)[1](
+        dy, x, weight, bias, residual, y, statistics, num_groups, activation, 0, wanted
+    )
 
 
 class _TransformableGroupNorm(_GroupNorm):

@@ -102,11 +102,11 @@ def _way(
         return None
     c, d, last = sample.channels, sample.width, sample.last
     limits = planning.LIMITS
-    tile = planning.resident(sample, limits.resident_backward, limits.resident_least)
+    tile = planning.resident(sample, limits, limits.resident_backward, limits.lane_backward)
     if tile is not None:
         constants = (c, d, tile.K, tile.DP, tile.P, hv, sv, last, *activation)
         return Resident(Step(kernels.resident, n * tile.programs(sample), constants, tile.warps))
-    pieces = planning.pieces(sample, planning.LIMITS, planning.LIMITS.steps_backward)
+    pieces = planning.pieces(sample, limits, limits.steps_backward)
     chunks, unit = pieces.chunks(sample), pieces.unit(sample)
     total, rows = n * chunks * pieces.blocks(sample), min(planning.power(d), 64)
     at_once = max(1, min(planning.power(chunks), 1024 // rows))

@@ -72,12 +72,13 @@ def _way(x: Given, layout: Layout, activation: int, reads: int) -> Way:
         return None
     c, d, last = sample.channels, sample.width, sample.last
     # Channels first pieces have long rows, and cost less than a large tile.
-    most = planning.LIMITS.resident_forward // (1 if last else 2)
-    tile = planning.resident(sample, most, planning.LIMITS.resident_least)
+    limits = planning.LIMITS
+    most = limits.resident_forward // (1 if last else 2)
+    tile = planning.resident(sample, limits, most, limits.lane_forward)
     if tile is not None:
         constants = (c, d, tile.K, tile.DP, tile.P, hv, sv, last, activation)
         return Resident(Step(kernels.resident, n * tile.programs(sample), constants, tile.warps))
-    pieces = planning.pieces(sample, planning.LIMITS, planning.LIMITS.steps_forward)
+    pieces = planning.pieces(sample, limits, limits.steps_forward)
     chunks, unit = pieces.chunks(sample), pieces.unit(sample)
     total, workspace = n * chunks * pieces.blocks(sample), 3 * n * c * chunks
     entries = min(2048, planning.power(d * chunks))

@@ -19,7 +19,10 @@ class Limits:
         resident_forward: the most elements that a program keeps, padding included; half as many
             where channels come first.
         resident_backward: likewise, where x and dy are kept.
-        resident_least: elements to which a program that keeps groups takes more of them.
+        resident_least: elements up to which a program that keeps groups takes more of them.
+        resident_row: bytes of its tile's row of channels, channels last, where there are so many.
+        lane_forward: elements that each of its lanes keeps.
+        lane_backward: likewise.
         tile: elements that a program works on at a time, where it does not keep a group.
         warps: that work on such a tile.
         steps_forward: the most tiles of a program; up to 16, see `forward_kernels`.
@@ -34,7 +37,10 @@ class Limits:
 
     resident_forward: int = 32768
     resident_backward: int = 16384
-    resident_least: int = 1024
+    resident_least: int = 512
+    resident_row: int = 32
+    lane_forward: int = 64
+    lane_backward: int = 32
     tile: int = 2048
     warps: int = 4
     steps_forward: int = 16
@@ -133,16 +139,23 @@ def divides(*numbers: int) -> int:
     return math.gcd(16, *numbers)
 
 
-def resident(sample: Sample, limit: int, least: int) -> Resident | None:
-    """The tile of programs that keep whole groups; None where a group is too large for that."""
+def resident(sample: Sample, limits: Limits, most: int, lane: int) -> Resident | None:
+    """The tile of programs that keep whole groups; None where a group is too large for that.
+
+    Args:
+        sample: what a sample is.
+        limits: the numbers behind the choice.
+        most: elements of a tile.
+        lane: elements that a lane keeps.
+    """
     dp, p, groups = power(sample.width), power(sample.positions), power(sample.groups)
-    # Channels last: rows of at least 64 bytes, where there are so many channels.
-    k = min(groups, power(-(-64 // (sample.width * sample.item)))) if sample.last else 1
-    while k < groups and k * dp * p < least:
+    row = power(-(-limits.resident_row // (sample.width * sample.item)))
+    k = min(groups, row) if sample.last else 1
+    while k < groups and k * dp * p < limits.resident_least:
         k *= 2
-    found = Resident(k, dp, p, warps=min(16, max(1, k * dp * p // 1024)))
+    found = Resident(k, dp, p, warps=min(16, max(1, k * dp * p // (32 * lane))))
     far = sample.last and p * sample.channels >= 2**31  # offsets within a tile are int32
-    return found if found.elements <= limit and not far else None
+    return found if found.elements <= most and not far else None
 
 
 def pieces(sample: Sample, limits: Limits, steps: int) -> Pieces:
