@@ -171,7 +171,7 @@ def input_of(name: str, model: Any) -> tuple[int, ...]:
         config = getattr(model, "default_cfg", {})
         channels, height, width = config.get("input_size", (3, 224, 224))
         if not config.get("fixed_input_size") and height >= 128:
-            height = width = 96
+            height = width = max(96, config.get("min_input_size", (0, 0, 0))[1])
         return channels, height, width
     short = name.partition(":")[2]
     if short == "s3d":

@@ -64,8 +64,10 @@ if [ "$bench_seconds" -gt 60 ]; then
     [ "$only" = all ] && steps fill_step
 fi
 
-timeout "$test_seconds" env BATCHFREE_BACKEND=triton "$python" -m pytest -q -p no:cacheprovider -p no:benchmark \
-    $parallel tests/ops/test_triton.py tests/ops/test_fused_special_values.py \
+# By Ctrl-C, and after 20 failures: pytest then still says what they were.
+timeout -s INT -k 15 "$test_seconds" env BATCHFREE_BACKEND=triton \
+    "$python" -m pytest -q -p no:cacheprovider -p no:benchmark --maxfail 20 --tb short $parallel \
+    tests/ops/test_triton.py tests/ops/test_fused_special_values.py \
     tests/ops/test_fused_transforms.py tests/ops/test_fuzz.py tests/ops/test_fused_accuracy.py \
     tests/ops/test_fused_bits.py tests/ops/test_fused_op.py \
     -k "${GPU_TESTS:-chosen or test_triton or test_fuzz or test_fused_bits}" \
