@@ -139,7 +139,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Image (3, size, size), float32, normalised by ImageNet's mean and std; its class."""
         path, label = self.samples[index]
-        return self.transform(_load(path)), label
+        return self.transform(load_image(path)), label
 
     def draw(self, index: int, seed: int) -> tuple[Tensor, int]:
         """The sample under the random augmentation that `seed` gives, and no other state."""
@@ -189,11 +189,16 @@ def _few(names: list[str]) -> str:
     return ", ".join(repr(n) for n in names[:3]) + more
 
 
-def _load(path: Path) -> Any:
+def load_image(path: Path) -> Any:
+    """The image as a PIL image in RGB.
+
+    Raises:
+        DataError: it cannot be read; the message names the file and the remedy.
+    """
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as e:
+    except Exception as e:  # PIL's decoders raise whatever a damaged file leads them to
         raise DataError(
             f"the image {str(path)!r} cannot be read ({e}); replace or remove the file"
         ) from e

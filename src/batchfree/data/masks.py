@@ -6,7 +6,6 @@ encoding that does not fit its image instead of reading past it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -91,7 +90,7 @@ def problem(segmentation: Any, height: int, width: int) -> str | None:
             return f"a polygon of type {type(polygon).__name__}; it is a list of numbers"
         if len(polygon) < 6 or len(polygon) % 2:
             return f"a polygon of {len(polygon)} numbers; it takes pairs, three or more"
-        if not all(is_number(v) and abs(v) <= _FARTHEST for v in polygon):
+        if not all(type(v) in (int, float) and -_FARTHEST <= v <= _FARTHEST for v in polygon):
             return "a polygon with a coordinate that is no finite number of pixels"
     return None
 
@@ -116,13 +115,6 @@ def _problem_of_runs(runs: Mapping[Any, Any], height: int, width: int) -> str | 
     except (ValueError, RuntimeError, UnicodeError) as e:
         return f"a run-length encoding that cannot be read ({str(e).splitlines()[0]})"
     return None
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a finite int or float, and no bool."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return math.isfinite(value)
 
 
 def tight_boxes(masks: Tensor) -> Tensor:

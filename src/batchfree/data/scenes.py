@@ -176,7 +176,7 @@ def _warped(digit: Tensor, size: int, u: Floats) -> tuple[Floats, NDArray[np.boo
     ink = ((smooth - _EDGE + _SOFT) / (2 * _SOFT)).clamp(0, 1)
     cover = F.max_pool2d((ink >= 0.5).float(), 2 * _MARGIN + 1, stride=1, padding=_MARGIN)
     hidden = cover[0, 0].numpy() > 0
-    rows, columns = hidden.any(axis=1).nonzero()[0], hidden.any(axis=0).nonzero()[0]
+    rows, columns = (np.flatnonzero(hidden.any(axis=a)) for a in (1, 0))
     cut = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
     return ink[0, 0].numpy()[cut], hidden[cut]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable
 from io import BytesIO
@@ -121,7 +122,7 @@ def _prepare(out: Path) -> Path:
             f"{', ...' if len(held) > 3 else ''}; name another, or remove it first"
         )
     target = out.absolute()
-    part = target.with_name(f".{target.name[:80]}.{os.getpid()}.part")
+    part = target.with_name(f".{target.name[:80]}.{secrets.token_hex(4)}.part")
     try:
         part.mkdir(parents=True)
     except OSError as e:
