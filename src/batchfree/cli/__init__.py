@@ -22,6 +22,7 @@ EXTRA_OF = {
         ),
         "train",
     ),
+    "faster_coco_eval": "detect",
     **dict.fromkeys(("plotly", "jinja2", "matplotlib"), "report"),
 }
 """Which extra brings a library that a command may miss."""
@@ -137,6 +138,7 @@ COMMANDS: dict[str, Command] = {
     "bench": Command(
         "time the layers against their peers on this machine", _command("bench", "bench")
     ),
+    "data": Command("digit scenes as a COCO folder; a check of yours", _command("data", "data")),
     "lint": Command("mistakes in a recipe, before it trains", _command("lint", "lint")),
     "report": Command("write results as one HTML page", _command("reproduce", "report")),
 }

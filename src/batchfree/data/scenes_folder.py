@@ -65,6 +65,7 @@ def write_scenes(
     """
     check_choice(format, get_args(ImageFormat), "format")
     out = Path(out)
+    check_empty(out)
     if images < 1 or (val_images is not None and val_images < 1):
         raise ValueError(f"images must be positive, got {images} and {val_images} to validate")
     counts = {"train": images, "test": val_images or max(1, images // 5)}
@@ -112,8 +113,8 @@ def write_scenes(
     return out
 
 
-def _prepare(out: Path) -> Path:
-    """The hidden folder to write in."""
+def check_empty(out: Path) -> None:
+    """Raises DataError where a folder that is to be made is a file, or holds something."""
     if out.exists() and not out.is_dir():
         raise DataError(f"{str(out)!r} is a file; name a folder that is not there yet")
     if out.is_dir() and (held := sorted(p.name for p in out.iterdir())):
@@ -121,6 +122,10 @@ def _prepare(out: Path) -> Path:
             f"the folder {str(out)!r} is not empty, it holds {', '.join(held[:3])}"
             f"{', ...' if len(held) > 3 else ''}; name another, or remove it first"
         )
+
+
+def _prepare(out: Path) -> Path:
+    """The hidden folder to write in."""
     target = out.absolute()
     part = target.with_name(f".{target.name[:80]}.{secrets.token_hex(4)}.part")
     try:
