@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as pycocotools_mask
 
-from batchfree.data.masks import area, decode, encode, problem, tight_boxes
+from batchfree.data.masks import area, decode, encode, mask_areas, problem, tight_boxes
 
 
 # pycocotools 2.0.11 under NumPy 2.
@@ -22,6 +22,7 @@ def test_masks_come_back_from_json_as_they_were(count, height, width, seed):
     assert back.is_contiguous()
     assert torch.equal(back, masks)
     assert [area(c, height, width) for c in codes] == masks.sum((1, 2)).tolist()
+    assert torch.equal(mask_areas(masks), masks.sum((1, 2)))
     assert all(problem(c, height, width) is None for c in codes)
     for code, mask in zip(codes, masks, strict=True):
         assert torch.equal(torch.from_numpy(pycocotools_mask.decode(code)), mask)

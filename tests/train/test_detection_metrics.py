@@ -225,6 +225,9 @@ def test_bad_input(tmp_path):
         CocoEvaluator(data, iou_types=("mask",))
     with pytest.raises(DataError, match="cannot be read"):
         CocoEvaluator(tmp_path / "none.json")
+    (tmp_path / "results.json").write_text("[]")
+    with pytest.raises(DataError, match="is no annotation file"):
+        CocoEvaluator(tmp_path / "results.json")
     content = coco_cases.content()
     del content["annotations"][0]["segmentation"]
     with pytest.raises(ValueError, match="annotations without a segmentation"):

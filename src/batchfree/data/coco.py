@@ -201,14 +201,15 @@ def read_annotations(path: str | Path) -> dict[str, Any]:
     """A whole annotation file, unchecked.
 
     Raises:
-        DataError: it cannot be read or is no JSON object.
+        DataError: it cannot be read or is no annotation file.
     """
     try:
         content = json.loads(Path(path).read_bytes())
     except (OSError, ValueError) as e:
         raise DataError(f"the annotation file {str(path)!r} cannot be read: {e}") from e
-    if not isinstance(content, dict):
-        raise DataError(f"{str(path)!r} holds no annotations but a {type(content).__name__}")
+    lists = ("images", "annotations", "categories")
+    if not isinstance(content, dict) or not all(isinstance(content.get(n), list) for n in lists):
+        raise DataError(f"{str(path)!r} is no annotation file: it has no lists {', '.join(lists)}")
     return content
 
 

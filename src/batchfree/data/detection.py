@@ -23,6 +23,8 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from batchfree.data.masks import mask_areas
+
 Target = dict[str, Any]
 Item = tuple[Tensor, Target]
 
@@ -49,6 +51,8 @@ class Categories:
 
     def label(self, category_id: int) -> int:
         """The label, 1 to K, of a category id."""
+        if category_id not in self.ids:
+            raise ValueError(f"there is no category {category_id}; known: {self.ids}")
         return self.ids.index(category_id) + 1
 
     def id(self, label: int) -> int:
@@ -163,11 +167,11 @@ def _clean(target: Target, size: Sequence[int], min_size: float) -> Target:
     area = sides.prod(dim=1)
     if masks is not None:
         masks = masks.as_subclass(Tensor)
-        area = masks.sum(dim=(1, 2)).float()
+        area = mask_areas(masks).float()
         keep &= area > 0
     out: Target = {"boxes": boxes[keep], "labels": target["labels"][keep]}
     if masks is not None:
-        out["masks"] = masks[keep]
+        out["masks"] = masks if keep.all() else masks[keep]  # most of an item's bytes
     return out | {
         "image_id": target["image_id"],
         "area": area[keep],

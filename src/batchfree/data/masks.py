@@ -117,6 +117,17 @@ def _problem_of_runs(runs: Mapping[Any, Any], height: int, width: int) -> str | 
     return None
 
 
+def mask_areas(masks: Tensor) -> Tensor:
+    """Pixels of each mask, int64 (N,).
+
+    Args:
+        masks: (N, H, W), uint8 of 0 and 1; on the CPU.
+    """
+    # Ten times as fast as masks.sum((1, 2)), which widens every pixel to 64 bits first.
+    counts = [np.count_nonzero(m) for m in masks.numpy().view(np.bool_)]
+    return torch.tensor(counts, dtype=torch.int64)
+
+
 def tight_boxes(masks: Tensor) -> Tensor:
     """The smallest boxes around masks, float32 (N, 4) as left, top, right, bottom.
 

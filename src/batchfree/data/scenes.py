@@ -21,7 +21,7 @@ from batchfree._checks import check_choice
 from batchfree.data.counted import uniform
 from batchfree.data.detection import Categories, DetectionSet, Scene
 from batchfree.data.digits_in_the_wild import photo_crops, split_digits
-from batchfree.data.masks import encode, tight_boxes
+from batchfree.data.masks import encode, mask_areas, tight_boxes
 
 SceneSplit = Literal["train", "test"]
 DIGITS = Categories(tuple(range(1, 11)), tuple("0123456789"))
@@ -191,7 +191,7 @@ def image_record(scene: Scene, ending: str) -> dict[str, Any]:
 def annotation_records(scene: Scene, first_id: int) -> list[dict[str, Any]]:
     """Entries of `annotations` in COCO's format, ids from `first_id` on."""
     assert scene.masks is not None
-    codes = encode(scene.masks)
+    codes, areas = encode(scene.masks), mask_areas(scene.masks).tolist()
     records = []
     for k, (box, label) in enumerate(zip(scene.boxes.tolist(), scene.labels.tolist(), strict=True)):
         left, top, right, bottom = box
@@ -201,7 +201,7 @@ def annotation_records(scene: Scene, first_id: int) -> list[dict[str, Any]]:
                 "image_id": scene.image_id,
                 "category_id": DIGITS.id(label),
                 "bbox": [left, top, right - left, bottom - top],
-                "area": int(scene.masks[k].sum()),
+                "area": areas[k],
                 "iscrowd": 0,
                 "segmentation": codes[k],
             }
