@@ -26,6 +26,7 @@ Split = Literal["train", "test"]
 Difficulty = Literal["plain", "standard", "hard"]
 
 TRAIN_DIGITS = 1200
+MEAN, STD = 0.45, 0.25
 _SPLIT_SEED = 2018
 _POOL = 4096
 # Side of a photo's crop, in multiples of the image size, before it is resized to the image size:
@@ -122,7 +123,7 @@ class DigitsInTheWild(Dataset[tuple[Tensor, int]]):
             crop = crop.float() / 255
             mirrored = (u[:, 7] < 0.5).view(-1, 1, 1, 1)
             images = (torch.where(mirrored, crop.flip(3), crop) - ink).abs()
-        return (images - 0.45) / 0.25, self._labels[which]
+        return (images - MEAN) / STD, self._labels[which]
 
 
 def _warp(u: Tensor) -> Tensor:

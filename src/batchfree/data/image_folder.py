@@ -18,7 +18,7 @@ from batchfree._errors import DataError
 
 FolderSplit = Literal["train", "val"]
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Eigenvalues and eigenvectors of ImageNet's RGB covariance (Krizhevsky et al. 2012, as published
 # with fb.resnet.torch).
 _EIGENVALUES = (0.2175, 0.0188, 0.0045)
@@ -64,7 +64,7 @@ def train_transform(size: int = 224) -> v2.Compose:
             v2.ToDtype(torch.float32, scale=True),
             v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
             Lighting(),
-            v2.Normalize(_MEAN, _STD),
+            v2.Normalize(MEAN, STD),
             v2.ToPureTensor(),
         ]
     )
@@ -82,7 +82,7 @@ def eval_transform(size: int = 224) -> v2.Compose:
             v2.CenterCrop(size),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(_MEAN, _STD),
+            v2.Normalize(MEAN, STD),
             v2.ToPureTensor(),
         ]
     )
