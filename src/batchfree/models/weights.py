@@ -120,7 +120,7 @@ def load_backbone(
     weights = {name: value for name, value in state.items() if not name.startswith("fc.")}
     _check_norms(body, state, conventions, path)
     _check_names(body, weights, path)
-    norms = {p + n: norm for p, part in parts.items() for n, norm in _norm_modules(part).items()}
+    norms = {p + n: norm for p, part in parts.items() for n, norm in norm_modules(part).items()}
     remarks += _check_conventions(model, norms, conventions, on_mismatch, path)
     for name, tensor in body.items():
         if name in weights:
@@ -194,7 +194,7 @@ def conventions_of(
     network: nn.Module, mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, Any]:
     """What this package writes beside a network's weights, for `load_backbone` to compare."""
-    norms = _norm_modules(network)
+    norms = norm_modules(network)
     kinds = sorted({_kind(m) for m in norms.values()})
     groups = {n: m.num_groups for n, m in norms.items() if isinstance(m, nn.GroupNorm)}
     found = Conventions(
@@ -207,7 +207,8 @@ def conventions_of(
     return vars(found).copy()
 
 
-def _norm_modules(network: nn.Module) -> dict[str, Any]:
+def norm_modules(network: nn.Module) -> dict[str, Any]:
+    """The GroupNorms and BatchNorms of a network by name; each has an `eps`."""
     return {
         n: m
         for n, m in network.named_modules()

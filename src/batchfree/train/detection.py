@@ -146,11 +146,12 @@ class Detector(pl.LightningModule):
 
     def describe(self) -> dict[str, Any]:
         """What a file of these weights says of itself, in plain values."""
-        model = self.config.model
-        body = self.network.backbone.body
+        seen = self.network.transform  # not the config's: it may have adopted those of its weights
         return {
             **describe_detector(self.config, self.categories),
-            "conventions": conventions_of(body, model.image_mean, model.image_std),
+            "conventions": conventions_of(
+                self.network.backbone.body, seen.image_mean, seen.image_std
+            ),
         }
 
     def _count(self, values: dict[str, Tensor]) -> None:

@@ -10,7 +10,7 @@ from torchvision.models.detection import MaskRCNN
 from batchfree._errors import ConfigError
 from batchfree.data.detection import Categories
 from batchfree.models import Norms, load_backbone, mask_rcnn
-from batchfree.models.weights import read_weights
+from batchfree.models.weights import norm_modules, read_weights
 from batchfree.nn import Groups, NormLayer, norm_layer
 from batchfree.train.detection_config import DetectionConfig, DetectorConfig
 
@@ -95,6 +95,20 @@ def describe_detector(config: DetectionConfig, categories: Categories) -> dict[s
     return {"config": config.to_dict(), "categories": names}
 
 
+def apply_conventions(model: MaskRCNN, told: dict[str, Any]) -> None:
+    """Gives a network the mean, standard deviation and eps that a checkpoint says it trained with.
+
+    They differ from the config's where a run adopted those of its backbone's weights.
+    """
+    found = told.get("conventions")
+    if not isinstance(found, dict):
+        return
+    model.transform.image_mean = [float(v) for v in found["mean"]]
+    model.transform.image_std = [float(v) for v in found["std"]]
+    for norm in norm_modules(model.backbone.body).values():
+        norm.eps = float(found["eps"])
+
+
 def load_detector(path: Path | str) -> tuple[MaskRCNN, DetectionConfig, Categories]:
     """The network of a detection checkpoint of this package, in evaluation mode.
 
@@ -123,4 +137,5 @@ def load_detector(path: Path | str) -> tuple[MaskRCNN, DetectionConfig, Categori
         model.load_state_dict(state)
     except RuntimeError as e:
         raise ConfigError(f"{path} holds other weights than its config: {e}") from e
+    apply_conventions(model, told)
     return model.eval(), config, categories

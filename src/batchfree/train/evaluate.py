@@ -37,14 +37,14 @@ def evaluate(
         ConfigError: a config that cannot be used, weights of another network.
         DataError: images or a checkpoint that are missing or damaged.
     """
-    weights, _ = read_weights(Path(checkpoint))
+    weights, told = read_weights(Path(checkpoint))
     with surroundings(config):
         if isinstance(config, Config):
             validate(config)
             if predictions is not None:
                 raise ConfigError("predictions are written of detectors, this is a classifier")
             return _classification(config, weights)
-        return _detection(config, weights, predictions)
+        return _detection(config, weights, told, predictions)
 
 
 def _classification(config: Config, weights: dict[str, Any]) -> dict[str, float]:
@@ -57,10 +57,10 @@ def _classification(config: Config, weights: dict[str, Any]) -> dict[str, float]
 
 
 def _detection(
-    config: Any, weights: dict[str, Any], predictions: Path | str | None
+    config: Any, weights: dict[str, Any], told: dict[str, Any], predictions: Path | str | None
 ) -> dict[str, float]:
     from batchfree.train.detection import Detector
-    from batchfree.train.detection_build import build_random
+    from batchfree.train.detection_build import apply_conventions, build_random
     from batchfree.train.detection_data import DetectionDataModule, build_detection_data
     from batchfree.train.optim import Schedule
 
@@ -70,6 +70,7 @@ def _detection(
     data = build_detection_data(config.data, config.seed, train=False)
     network = build_random(model, len(data.validation.categories))
     _load(network, weights)
+    apply_conventions(network, told)
     module = Detector(network, config, Schedule("constant", total=1), data)
     figures = _validate(config, module, DetectionDataModule(config, data, 1))
     images: Any = "all" if data.val_samples == len(data.validation) else "seen"
