@@ -96,7 +96,7 @@ def coco(
         schedule=ScheduleConfig(
             kind="step",
             unit="steps",
-            milestones=[float(round(m * scale)) for m in milestones],
+            milestones=[round(m * scale) for m in milestones],
             warmup=500,
             warmup_factor=1 / 3,
         ),

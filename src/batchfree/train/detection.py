@@ -168,7 +168,7 @@ class Detector(pl.LightningModule):
             path = self.folder / "checkpoints" / "non-finite.ckpt"
             with tolerate_write_failure(self.folder):
                 # The strategy's own, since the trainer's would wait for the other ranks.
-                state = self.trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+                state = self.trainer._checkpoint_connector.dump_checkpoint()
                 self.trainer.strategy.checkpoint_io.save_checkpoint(state, path)
                 saved = path
         raise NonFiniteLoss(
