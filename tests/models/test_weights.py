@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from batchfree import ConfigError, DataError, Groups, norm_layer
 from batchfree.models import Conventions, Norms, build_model, load_backbone, mask_rcnn
-from batchfree.models.weights import conventions_of
+from batchfree.models.conventions import conventions_of
 
 BN = Norms(norm_layer("frozen_bn"))
 

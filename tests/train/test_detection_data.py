@@ -71,6 +71,14 @@ def test_a_corrupt_image_stops_by_name_or_is_skipped(folder):
     assert result.curve[-1]["step"] == 5
 
 
+def test_a_corrupt_image_can_be_found_before_training(folder):
+    truncate(folder / "train2017" / "a.png")
+    steps = []
+    with pytest.raises(DataError, match=r"a\.png"):
+        fit(on_coco(folder, image_check="decode"), on_step=steps.append)
+    assert steps == []
+
+
 def drop_segmentation(content):
     del content["annotations"][0]["segmentation"]
 

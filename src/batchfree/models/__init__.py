@@ -1,6 +1,7 @@
 """ResNets and Mask R-CNN with a chosen norm, from torchvision's parts. Needs `batchfree[train]`."""
 
 from batchfree.models.cascade import CascadeRoIHeads
+from batchfree.models.conventions import Conventions
 from batchfree.models.mask_rcnn import Norms, mask_rcnn
 from batchfree.models.resnet import (
     MODELS,
@@ -10,7 +11,7 @@ from batchfree.models.resnet import (
     SmallResNet,
     build_model,
 )
-from batchfree.models.weights import Conventions, Loaded, load_backbone
+from batchfree.models.weights import Loaded, load_backbone
 
 __all__ = [
     "MODELS",

@@ -7,43 +7,18 @@ norm and eps they were trained with. Where these differ from the model's, a netw
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from batchfree._checks import check_choice
-from batchfree._errors import ConfigError, DataError
+from batchfree._errors import ConfigError
+from batchfree.models.conventions import Conventions, norm_modules, read_conventions, read_weights
 
 OnMismatch = Literal["refuse", "adopt"]
-METADATA_KEY = "batchfree"
-
-
-@dataclass(frozen=True)
-class Conventions:
-    """What a checkpoint's weights were trained with; the defaults are torchvision's and timm's.
-
-    Attributes:
-        mean: subtracted from RGB images in [0, 1].
-        std: divided by.
-        channel_order: of the images: `"rgb"`, or `"bgr"` as in Caffe's and Detectron's weights.
-        stride: where a bottleneck has its stride: the `"3x3"` convolution, or the first `"1x1"`.
-        eps: of the norms.
-        norm: the kind of norm, where it is known.
-        num_groups: groups of each norm by its name, for Group Norm.
-    """
-
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    channel_order: Literal["rgb", "bgr"] = "rgb"
-    stride: Literal["3x3", "1x1"] = "3x3"
-    eps: float = 1e-5
-    norm: str | None = None
-    num_groups: dict[str, int] | None = None
 
 
 @dataclass
@@ -89,7 +64,7 @@ def load_backbone(
         ConfigError: weights of another network, or trained by other conventions; it names them.
 
     Example:
-        >>> import tempfile, torchvision
+        >>> import tempfile, torch, torchvision
         >>> from batchfree import norm_layer
         >>> from batchfree.models import Norms, mask_rcnn
         >>> file = tempfile.NamedTemporaryFile(suffix=".pth")
@@ -102,7 +77,7 @@ def load_backbone(
     check_choice(on_mismatch, get_args(OnMismatch), "on_mismatch")
     path = Path(checkpoint)
     state, said = read_weights(path)
-    told = _conventions(said, path)
+    told = read_conventions(said, path)
     remarks = []
     if conventions is None:
         conventions = told or Conventions()
@@ -127,97 +102,6 @@ def load_backbone(
             tensor.data.copy_(weights[name])
     left = [name for name in state if name.startswith("fc.")]
     return Loaded(sum(name in weights for name in body), left, remarks)
-
-
-def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights in a file, without wrappers' prefixes, and what the file says of itself.
-
-    Args:
-        path: a `.safetensors` file, or one of `torch.save`.
-
-    Raises:
-        DataError: a file that is missing, damaged, or holds code.
-    """
-    if not path.is_file():
-        raise DataError(f"there is no checkpoint at {str(path)!r}")
-    told: Any = None
-    state: Any
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(path, framework="pt") as file:
-                told = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except ModuleNotFoundError:
-        raise
-    except Exception as error:
-        raise DataError(
-            f"{path} holds no weights that can be read safely ({type(error).__name__}); save them "
-            "with safetensors, or a state_dict with torch.save"
-        ) from error
-    if isinstance(state, dict) and isinstance(state.get("batchfree"), dict):
-        told = state["batchfree"]
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise DataError(f"{path} holds no state_dict: names and tensors were expected")
-    state = {_plain(name): value for name, value in state.items()}
-    return state, told if isinstance(told, dict) else {}
-
-
-def _plain(name: str) -> str:
-    for prefix in ("module.", "network.", "model."):
-        name = name.removeprefix(prefix)
-    return name
-
-
-def _conventions(told: dict[str, Any], path: Path) -> Conventions | None:
-    if isinstance(told.get("conventions"), dict):
-        known = told["conventions"]
-        as_tuples: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in known.items()
-        }
-        return Conventions(**as_tuples)
-    timm = path.with_name("config.json")
-    try:
-        found = json.loads(timm.read_text())["pretrained_cfg"]
-        return Conventions(mean=tuple(found["mean"]), std=tuple(found["std"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def conventions_of(
-    network: nn.Module, mean: Sequence[float], std: Sequence[float]
-) -> dict[str, Any]:
-    """What this package writes beside a network's weights, for `load_backbone` to compare."""
-    norms = norm_modules(network)
-    kinds = sorted({_kind(m) for m in norms.values()})
-    groups = {n: m.num_groups for n, m in norms.items() if isinstance(m, nn.GroupNorm)}
-    found = Conventions(
-        mean=tuple(mean),
-        std=tuple(std),
-        eps=next((float(m.eps) for m in norms.values()), 1e-5),
-        norm=kinds[0] if len(kinds) == 1 else None,
-        num_groups=groups or None,
-    )
-    return vars(found).copy()
-
-
-def norm_modules(network: nn.Module) -> dict[str, Any]:
-    """The GroupNorms and BatchNorms of a network by name; each has an `eps`."""
-    return {
-        n: m
-        for n, m in network.named_modules()
-        if isinstance(m, nn.GroupNorm) or hasattr(m, "running_mean")
-    }
-
-
-def _kind(norm: nn.Module) -> str:
-    return "gn" if isinstance(norm, nn.GroupNorm) else "bn"
 
 
 def _parts(model: nn.Module) -> dict[str, nn.Module]:

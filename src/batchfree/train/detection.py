@@ -13,7 +13,7 @@ from torchvision.models.detection import MaskRCNN
 
 from batchfree._errors import NonFiniteLoss
 from batchfree.data.counted import mix
-from batchfree.models.weights import conventions_of
+from batchfree.models.conventions import conventions_of
 from batchfree.train.detection_build import describe_detector
 from batchfree.train.detection_config import DetectionConfig
 from batchfree.train.detection_data import DetectionData
@@ -110,10 +110,11 @@ class Detector(pl.LightningModule):
         steps = window.pop("steps", None)
         means = {k: v / steps for k, v in window.items()} if steps is not None else {}
         self.window = {}
-        shown = ("box_AP", "mask_AP", "train_loss")
-        for name, value in {**means, **figures}.items():
-            # Every rank has the same values: they come of sums and of merged detections.
-            self.log(name, torch.as_tensor(value, dtype=torch.float32), prog_bar=name in shown)
+        # Every rank has the same values: they come of sums and of merged detections.
+        values = {
+            k: torch.as_tensor(v, dtype=torch.float32) for k, v in {**means, **figures}.items()
+        }
+        self.log_dict(values, prog_bar=True, sync_dist=self.trainer.world_size > 1)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """SGD and its schedule, stepped once per optimizer step."""

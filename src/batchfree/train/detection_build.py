@@ -10,7 +10,7 @@ from torchvision.models.detection import MaskRCNN
 from batchfree._errors import ConfigError
 from batchfree.data.detection import Categories
 from batchfree.models import Norms, load_backbone, mask_rcnn
-from batchfree.models.weights import norm_modules, read_weights
+from batchfree.models.conventions import norm_modules, read_weights
 from batchfree.nn import Groups, NormLayer, norm_layer
 from batchfree.train.detection_config import DetectionConfig, DetectorConfig
 

@@ -103,7 +103,9 @@ class DetectionDataConfig:
         train_samples: scenes in an epoch.
         val_samples: images of an evaluation; None takes all.
         flip: probability of a horizontal flip in training.
-        on_bad: what a damaged image or annotation does: `stop` the run before it starts, or `skip`.
+        on_bad: what a damaged annotation or image does: `stop` the run, or `skip` it.
+        image_check: how far images are checked before the training: that they `exist`, their
+            `size`, or all of them to the end, `decode`.
         eval_batch_size: images per validation step and device.
         workers: processes per device that load images; 0 loads in the training process.
     """
@@ -117,6 +119,7 @@ class DetectionDataConfig:
     val_samples: int | None = None
     flip: float = 0.0
     on_bad: Literal["stop", "skip"] = "stop"
+    image_check: Literal["exist", "size", "decode"] = "exist"
     eval_batch_size: int = 1
     workers: int = 0
 

@@ -69,15 +69,14 @@ def build_detection_data(
         from batchfree.data.coco import CocoDataset
 
         assert config.root is not None  # `validate` has seen to it
+        faults: Any = {"on_bad": config.on_bad, "image_check": config.image_check}
         if train:
-            training = CocoDataset(
-                config.root, config.train_split, transforms=transform, on_bad=config.on_bad
-            )
+            training = CocoDataset(config.root, config.train_split, transforms=transform, **faults)
         validation = CocoDataset(
             config.root,
             config.val_split,
-            on_bad=config.on_bad,
             categories=training.categories if training else None,
+            **faults,
         )
     limit = config.val_samples or len(validation)
     return DetectionData(training, validation, min(limit, len(validation)))

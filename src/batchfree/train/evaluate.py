@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from batchfree._errors import ConfigError
-from batchfree.models.weights import read_weights
+from batchfree.models.conventions import read_weights
 from batchfree.train.build import build_network
 from batchfree.train.checks import validate
 from batchfree.train.classification import Classifier

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import nn
 
-from batchfree.models.weights import conventions_of
+from batchfree.models.conventions import conventions_of
 from batchfree.train.build import build_network
 from batchfree.train.callbacks import CurvePoint
 from batchfree.train.checkpoint import check_checkpoint
