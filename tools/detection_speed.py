@@ -5,15 +5,16 @@
 
 In one process and in turns: a step (forward, backward, SGD) of `maskrcnn_resnet50_fpn` with frozen
 BatchNorm, of ours with the same norm and layout, and of ours with GN everywhere, on the same random
-images of the given size. Then the seconds that a batch of images of that size takes to load, decode
-(JPEG, polygons) and collate with so many workers, which is what a step waits for where loading is
-slower than the step; the share is loading's time over the step's, as if nothing overlapped.
+images of the given size. Then a short training on JPEG images of that size with polygons: the share
+of its time that it waits for the next batch of so many workers, and, beside it, the seconds that a
+batch takes to arrive with nothing else to do.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import statistics
 import sys
@@ -41,15 +42,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--images", type=int, default=32, help="to load, written as JPEG first")
+    parser.add_argument("--loop", type=int, default=10, help="steps of the training that loads")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     from batchfree.bench.origin import here
 
     seconds = steps(options)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    loading = load(options)
-    theirs = medians["torchvision, frozen BN"]
-    ratios = zip(seconds["ours, frozen BN"], seconds["torchvision, frozen BN"], strict=True)
+    loading, waiting = load(options)
+    theirs = medians.get("torchvision, frozen BN", math.nan)
+    ratios = zip(
+        seconds.get("ours, frozen BN", []), seconds.get("torchvision, frozen BN", []), strict=False
+    )
     found = {
         "origin": here(f"python tools/detection_speed.py {' '.join(sys.argv[1:])}").to_json(),
         "machine": platform.processor() or platform.machine(),
@@ -60,7 +65,7 @@ def main() -> None:
         "ratio_to_torchvision": {n: round(m / theirs, 3) for n, m in medians.items()},
         "ratio_by_round": [round(a / b, 3) for a, b in ratios],
         "loading_seconds_per_batch": loading,
-        "loading_share_of_step": round(loading / medians["ours, frozen BN"], 4),
+        "waiting_share_of_step": round(waiting, 4),
     }
     print(json.dumps(found, indent=1))
 
@@ -69,7 +74,9 @@ def steps(options: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds of each round's step, the networks in turns."""
     images, targets = scene(options)
     size = {"min_size": options.height, "max_size": options.width}
-    runs = {name: stepper(make(size), images, targets, options) for name, make in NETWORKS.items()}
+    runs = {
+        name: stepper(NETWORKS[name](size), images, targets, options) for name in options.networks
+    }
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(options.rounds + 1):
         # In another order each round, so that none always follows the same other.
@@ -140,26 +147,35 @@ def stepper(
     model: nn.Module, images: Any, targets: Any, options: argparse.Namespace
 ) -> Callable[[], float]:
     """A function that takes a step and returns its seconds."""
+    take = trainer(model, options)
+
+    def step() -> float:
+        torch.manual_seed(0)
+        synchronize(options.device)
+        start = time.perf_counter()
+        take(images, targets)
+        synchronize(options.device)
+        return time.perf_counter() - start
+
+    return step
+
+
+def trainer(model: nn.Module, options: argparse.Namespace) -> Callable[[Any, Any], None]:
+    """A function that takes a step on images and targets."""
     device = options.device
     model = model.to(device).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-5, momentum=0.9)
+    half = options.precision == "bfloat16"
 
-    def step() -> float:
-        torch.manual_seed(0)
-        synchronize(device)
-        start = time.perf_counter()
-        with torch.autocast(
-            torch.device(device).type, torch.bfloat16, enabled=options.precision == "bfloat16"
-        ):
+    def take(images: Any, targets: Any) -> None:
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half):
             loss = torch.stack(list(model(images, targets).values())).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        synchronize(device)
-        return time.perf_counter() - start
 
-    return step
+    return take
 
 
 def synchronize(device: str) -> None:
@@ -168,25 +184,47 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def load(options: argparse.Namespace) -> float:
-    """Seconds a batch takes to arrive, once the workers run, with nothing else to do."""
+def load(options: argparse.Namespace) -> tuple[float, float]:
+    """Seconds a batch takes to arrive, and the share of a training's time spent in waiting."""
     from batchfree.data.coco import CocoDataset
     from batchfree.data.detection import detection_transform
     from batchfree.data.detection_batches import AspectRatioBatches, detection_loader
 
+    pin = torch.device(options.device).type == "cuda"
     with tempfile.TemporaryDirectory() as folder:
         write_set(Path(folder), options)
         data = CocoDataset(folder, "train", transforms=detection_transform(flip=0.5))
-        batches = -(-options.images // options.batch) * 3
-        sampler = AspectRatioBatches(data.sizes, options.batch, num_batches=batches)
-        pin = torch.device(options.device).type == "cuda"
-        arriving = iter(detection_loader(data, sampler, options.workers, pin))
-        warm = 2 * max(1, options.workers)  # what the workers had ready
+
+        def arriving(batches: int) -> Any:
+            sampler = AspectRatioBatches(data.sizes, options.batch, num_batches=batches)
+            return iter(detection_loader(data, sampler, options.workers, pin))
+
+        warm = 2 * max(1, options.workers)  # what the workers have ready once they run
+        count = warm + -(-options.images // options.batch) * 2
+        batches = arriving(count)
         for _ in range(warm):
-            next(arriving)
+            next(batches)
         start = time.perf_counter()
-        count = sum(1 for _ in arriving)
-        return (time.perf_counter() - start) / count
+        left = sum(1 for _ in batches)
+        alone = (time.perf_counter() - start) / left
+
+        size = {"min_size": options.height, "max_size": options.width}
+        take = trainer(ours_frozen(size), options)
+        batches, waited, started = arriving(options.loop + 2), 0.0, 0.0
+        for number in range(options.loop + 2):
+            if number == 2:  # the workers have started, the step is warm
+                waited, started = 0.0, time.perf_counter()
+            before = time.perf_counter()
+            images, targets = next(batches)
+            waited += time.perf_counter() - before
+            device = options.device
+            kept = ("boxes", "labels", "masks")
+            take(
+                [i.to(device, non_blocking=True) for i in images],
+                [{k: t[k].to(device, non_blocking=True) for k in kept} for t in targets],
+            )
+            synchronize(device)
+        return alone, waited / (time.perf_counter() - started)
 
 
 def write_set(folder: Path, options: argparse.Namespace) -> None:
