@@ -45,8 +45,8 @@ def test_make_target(line):
     assert done.returncode == 0, done.stderr
 
 
-# Minutes of training: the sweep's own tests and CI's smoke run stand for these.
-LONG = ("batchfree demo", "batchfree reproduce")
+# Minutes of training, or images of the reader's: the commands' own tests stand for these.
+LONG = ("batchfree demo", "batchfree reproduce", "batchfree predict")
 
 
 @pytest.mark.parametrize("line", [s for s in SHELL if s.startswith("batchfree ")])
@@ -57,7 +57,7 @@ def test_batchfree_command(line, tmp_path, monkeypatch, capsys):
         words = [words[0], "--help"]
     elif words[0] == "report":
         words = [*words, "-o", str(tmp_path / "report.html")]
-    elif "imagenet" in line:
+    elif "imagenet" in line or "coco" in line:
         words = [*words, "--print_config"]
     assert main(words) == 0, capsys.readouterr().err
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class ConfigError(ValueError):
     """A configuration, recipe or command-line value that cannot be used.
@@ -16,6 +18,19 @@ class DataError(ValueError):
 
 class ResultsError(ValueError):
     """A results file that cannot be read: damaged, cut short or of another schema."""
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss came out NaN or infinite, and training stopped before it reached the weights.
+
+    Attributes:
+        image_ids: the images of the batch.
+        checkpoint: the state before the step; None where none was written.
+    """
+
+    def __init__(self, message: str, image_ids: list[int], checkpoint: Path | None) -> None:
+        super().__init__(message)
+        self.image_ids, self.checkpoint = image_ids, checkpoint
 
 
 class SweepError(RuntimeError):

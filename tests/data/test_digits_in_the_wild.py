@@ -8,7 +8,8 @@ from torch.utils.data import DataLoader
 
 from batchfree import Groups, norm_layer
 from batchfree.data import DigitsInTheWild
-from batchfree.data.digits_in_the_wild import _uniform, split_indices
+from batchfree.data.counted import uniform
+from batchfree.data.digits_in_the_wild import split_indices
 from batchfree.models import SmallResNet
 
 
@@ -60,7 +61,7 @@ def test_every_digit_class_is_trained_on():
 
 
 def test_draws_are_uniform_and_independent():
-    u = _uniform(np.arange(20000, dtype=np.uint64), draws=9, stream=0)
+    u = uniform(np.arange(20000, dtype=np.uint64), draws=9, stream=0)
     assert u.min() >= 0
     assert u.max() < 1
     np.testing.assert_allclose(u.mean(0), 0.5, atol=0.01)

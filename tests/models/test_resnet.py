@@ -29,7 +29,7 @@ def test_every_model_builds_with_group_norm_and_counts_torchvisions_parameters(n
     with torch.device("meta"):
         model = build_model(name, num_classes=10)
         assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
-        if name != "resnet_small":
+        if name not in ("resnet_small", "resnext152_32x8d"):
             theirs = torchvision.models.get_model(name, num_classes=10)
             assert sum(p.numel() for p in model.parameters()) == sum(
                 p.numel() for p in theirs.parameters()

@@ -12,16 +12,24 @@ from batchfree.train.optim import build_schedule
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_valid_documented_and_named_like_its_run(name):
     config = get_recipe(name)
-    root = "/data" if config.data.kind == "image_folder" else None
-    validate(config.replace(data={"root": root}))
+    doc = RECIPES[name].__doc__.replace("\\\n", "")
+    root = "/data" if config.data.kind in ("image_folder", "coco") else None
+    config = config.replace(data={"root": root})
+    if "--model.weights" in doc:
+        config = config.replace(model={"weights": "w.pth"})
+    validate(config)
     assert config.name == name
-    doc = RECIPES[name].__doc__
     commands = re.findall(r"^ +(batchfree train .*)$", doc, re.MULTILINE)
     assert commands
     for command in commands:
         assert shlex.split(command)[2] == name
     if name.startswith("imagenet"):
         assert re.search(r"\d\d\.\d% validation error \(Wu & He 2018", doc)
+    if name.startswith("coco"):
+        assert re.search(r"\d\d\.\d box AP|box AP to see", " ".join(doc.split()))
+        assert re.search(r"mask AP|Mask AP", doc)
+        assert "2018" in doc
+    if name.startswith(("imagenet", "coco")):
         assert "GPUs" in doc
         assert "hours" in " ".join(doc.split())
 

@@ -153,7 +153,7 @@ def test_a_disk_that_fills_costs_no_training(tmp_path, monkeypatch, capfd, refer
                 "lightning.pytorch.trainer.trainer.Trainer.save_checkpoint", no_space
             )
             monkeypatch.setattr("batchfree.train.callbacks.write_json", no_space)
-            monkeypatch.setattr("batchfree.train.run.write_json", no_space)
+            monkeypatch.setattr("batchfree.train.loop.write_json", no_space)
 
     with pytest.raises(OutputError, match="No space left on device; free some space") as caught:
         fit(tiny(), output=tmp_path, progress=False, on_step=fill)

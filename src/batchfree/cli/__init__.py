@@ -9,7 +9,14 @@ from dataclasses import dataclass
 
 from batchfree import __version__
 from batchfree._checks import suggest
-from batchfree._errors import BackendError, ConfigError, DataError, ResultsError, SweepError
+from batchfree._errors import (
+    BackendError,
+    ConfigError,
+    DataError,
+    NonFiniteLoss,
+    ResultsError,
+    SweepError,
+)
 from batchfree.cli.parsing import INTERRUPTED, one_line
 
 USAGE, RUNTIME = 2, 1
@@ -22,6 +29,7 @@ EXTRA_OF = {
         ),
         "train",
     ),
+    "faster_coco_eval": "detect",
     **dict.fromkeys(("plotly", "jinja2", "matplotlib"), "report"),
 }
 """Which extra brings a library that a command may miss."""
@@ -61,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _dispatch(args)
     except ConfigError as e:
         return _fail(e, USAGE)
-    except (DataError, ResultsError, BackendError, SweepError, OSError) as e:
+    except (DataError, ResultsError, BackendError, SweepError, NonFiniteLoss, OSError) as e:
         return _fail(e, RUNTIME)
     except ModuleNotFoundError as e:
         library = (e.name or "").partition(".")[0]
@@ -130,13 +138,19 @@ def _command(module: str, name: str) -> Callable[[list[str]], int]:
 COMMANDS: dict[str, Command] = {
     "demo": Command("the small-batch experiment, ends in a report", _command("reproduce", "demo")),
     "audit": Command("where a model depends on its batch", _command("audit", "audit")),
-    "train": Command("train an image classifier from a recipe", _command("train", "train")),
+    "train": Command("train a classifier or a detector from a recipe", _command("train", "train")),
+    "evaluate": Command(
+        "evaluate a trained network on its recipe's validation set",
+        _command("evaluate", "evaluate"),
+    ),
+    "predict": Command("find objects in images with a detector", _command("predict", "predict")),
     "reproduce": Command(
         "run an experiment of the talk and report it", _command("reproduce", "reproduce")
     ),
     "bench": Command(
         "time the layers against their peers on this machine", _command("bench", "bench")
     ),
+    "data": Command("digit scenes as a COCO folder; a check of yours", _command("data", "data")),
     "lint": Command("mistakes in a recipe, before it trains", _command("lint", "lint")),
     "report": Command("write results as one HTML page", _command("reproduce", "report")),
 }

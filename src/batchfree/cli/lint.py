@@ -21,18 +21,23 @@ def lint(args: list[str]) -> int:
     options, fields = parse_fields(parser, args, plain=("batch_size", "seed", "name"))
     from batchfree.recipes import get_recipe
     from batchfree.recipes.lint import lint as run
-    from batchfree.train import Config
     from batchfree.train.build import build_network
-    from batchfree.train.config import field_types, unknown_field
+    from batchfree.train.config import Config, field_types, unknown_field
 
-    settings = get_recipe(options.recipe).to_dict()
+    recipe = get_recipe(options.recipe)
+    settings = recipe.to_dict()
     for name, value in fields.items():
-        if name not in field_types():
-            raise unknown_field(name)
+        if name not in field_types(type(recipe)):
+            raise unknown_field(name, type(recipe))
         section, _, field = name.rpartition(".")
         (settings[section] if section else settings)[field] = value
-    config = Config.from_dict(settings)
-    found = run(config, build_network(config.model, num_classes=10))
+    config = type(recipe).from_dict(settings)
+    if isinstance(config, Config):
+        found = run(config, build_network(config.model, num_classes=10))
+    else:
+        from batchfree.train.detection_build import build_random
+
+        found = run(config, build_random(config.model, num_categories=80))
     for item in found:
         print(f"{item.rule}: {item.field}: {item.message}")
         print(f"    {item.advice} ({item.source})")

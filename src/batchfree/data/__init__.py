@@ -1,4 +1,4 @@
-"""Embedded data sets and image folders. Needs `batchfree[train]`."""
+"""Embedded data sets, image folders (`batchfree[train]`), COCO folders (`batchfree[detect]`)."""
 
 from batchfree.data.digits_in_the_wild import DigitsInTheWild
 

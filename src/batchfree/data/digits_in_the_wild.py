@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -20,11 +20,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from batchfree._checks import check_choice
+from batchfree.data.counted import uniform
 
 Split = Literal["train", "test"]
 Difficulty = Literal["plain", "standard", "hard"]
 
 TRAIN_DIGITS = 1200
+MEAN, STD = 0.45, 0.25
 _SPLIT_SEED = 2018
 _POOL = 4096
 # Side of a photo's crop, in multiples of the image size, before it is resized to the image size:
@@ -77,7 +79,7 @@ class DigitsInTheWild(Dataset[tuple[Tensor, int]]):
             raise ValueError(f"size must be 16 to 64 pixels, got {size}")
         if num_samples is not None and num_samples < 1:
             raise ValueError(f"num_samples must be positive, got {num_samples}")
-        digits, labels = _split_digits(split)
+        digits, labels = split_digits(split)
         self.split = split
         self.size = size
         self.difficulty = difficulty
@@ -85,7 +87,7 @@ class DigitsInTheWild(Dataset[tuple[Tensor, int]]):
         self.num_samples = num_samples or (48_000 if split == "train" else 5 * len(labels))
         self._digits = digits
         self._labels = labels
-        self._backgrounds = None if difficulty == "plain" else _crops(size, difficulty)
+        self._backgrounds = None if difficulty == "plain" else photo_crops(size, difficulty, _POOL)
 
     def __len__(self) -> int:
         return self.num_samples
@@ -106,7 +108,7 @@ class DigitsInTheWild(Dataset[tuple[Tensor, int]]):
         """Images (B, 3, size, size), float32, and labels (B,), int64, of the given samples."""
         at = np.asarray(indices, dtype=np.uint64)
         split = 0 if self.split == "train" else 1
-        u = torch.from_numpy(_uniform(at, draws=9, stream=2 * self.seed + split))
+        u = torch.from_numpy(uniform(at, draws=9, stream=2 * self.seed + split))
         if self.split == "test":  # each digit equally often
             which = torch.from_numpy((at % np.uint64(len(self._labels))).astype(np.int64))
         else:
@@ -121,7 +123,7 @@ class DigitsInTheWild(Dataset[tuple[Tensor, int]]):
             crop = crop.float() / 255
             mirrored = (u[:, 7] < 0.5).view(-1, 1, 1, 1)
             images = (torch.where(mirrored, crop.flip(3), crop) - ink).abs()
-        return (images - 0.45) / 0.25, self._labels[which]
+        return (images - MEAN) / STD, self._labels[which]
 
 
 def _warp(u: Tensor) -> Tensor:
@@ -135,21 +137,6 @@ def _warp(u: Tensor) -> Tensor:
     return torch.cat([rows, shift.unsqueeze(2) * scale.view(-1, 1, 1)], dim=2)
 
 
-def _uniform(index: NDArray[np.uint64], draws: int, stream: int) -> NDArray[np.float32]:
-    """Uniform numbers in [0, 1), (len(index), draws), each a hash of (stream, index, draw).
-
-    SplitMix64 (Steele et al., "Fast Splittable Pseudorandom Number Generators", 2014): a counter
-    instead of a state, so a sample's numbers do not depend on what was drawn before.
-    """
-    z: NDArray[Any] = index[:, None] * np.uint64(draws) + np.arange(draws, dtype=np.uint64)
-    z = z * np.uint64(0x9E3779B97F4A7C15)
-    z = z + np.uint64((stream + 1) * 0xD1342543DE82EF95 % 2**64)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = z ^ (z >> np.uint64(31))
-    return ((z >> np.uint64(40)).astype(np.float32)) / np.float32(2**24)
-
-
 def split_indices(split: Split) -> NDArray[np.int64]:
     """Which of scikit-learn's 1,797 digits belong to a split; the same on every machine."""
     order = np.random.default_rng(_SPLIT_SEED).permutation(1797)
@@ -157,7 +144,8 @@ def split_indices(split: Split) -> NDArray[np.int64]:
 
 
 @cache
-def _split_digits(split: Split) -> tuple[Tensor, Tensor]:
+def split_digits(split: Split) -> tuple[Tensor, Tensor]:
+    """A split's digits (N, 1, 8, 8), float32 in [0, 1], and their labels (N,), int64."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -167,15 +155,15 @@ def _split_digits(split: Split) -> tuple[Tensor, Tensor]:
 
 
 @cache
-def _crops(size: int, difficulty: str) -> Tensor:
+def photo_crops(size: int, difficulty: str, pool_size: int) -> Tensor:
     """A pool of photo crops (P, 3, size, size), uint8, cut once: cutting anew costs 10 steps."""
     from sklearn.datasets import load_sample_images
 
     photos = [torch.from_numpy(p.copy()).permute(2, 0, 1) for p in load_sample_images().images]
     rng = np.random.default_rng(_SPLIT_SEED)
     smallest, largest = (min(int(s * size), _MAX_CROP) for s in _CROP_SCALE[difficulty])
-    pool = torch.empty(_POOL, 3, size, size, dtype=torch.uint8)
-    for i in range(_POOL):
+    pool = torch.empty(pool_size, 3, size, size, dtype=torch.uint8)
+    for i in range(pool_size):
         photo = photos[i % len(photos)]
         side = round(smallest * (largest / smallest) ** rng.random())
         top, left = (int(rng.integers(0, n - side + 1)) for n in photo.shape[1:])

@@ -18,7 +18,7 @@ from batchfree._errors import DataError
 
 FolderSplit = Literal["train", "val"]
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Eigenvalues and eigenvectors of ImageNet's RGB covariance (Krizhevsky et al. 2012, as published
 # with fb.resnet.torch).
 _EIGENVALUES = (0.2175, 0.0188, 0.0045)
@@ -64,7 +64,7 @@ def train_transform(size: int = 224) -> v2.Compose:
             v2.ToDtype(torch.float32, scale=True),
             v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
             Lighting(),
-            v2.Normalize(_MEAN, _STD),
+            v2.Normalize(MEAN, STD),
             v2.ToPureTensor(),
         ]
     )
@@ -82,7 +82,7 @@ def eval_transform(size: int = 224) -> v2.Compose:
             v2.CenterCrop(size),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(_MEAN, _STD),
+            v2.Normalize(MEAN, STD),
             v2.ToPureTensor(),
         ]
     )
@@ -139,7 +139,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Image (3, size, size), float32, normalised by ImageNet's mean and std; its class."""
         path, label = self.samples[index]
-        return self.transform(_load(path)), label
+        return self.transform(load_image(path)), label
 
     def draw(self, index: int, seed: int) -> tuple[Tensor, int]:
         """The sample under the random augmentation that `seed` gives, and no other state."""
@@ -189,11 +189,16 @@ def _few(names: list[str]) -> str:
     return ", ".join(repr(n) for n in names[:3]) + more
 
 
-def _load(path: Path) -> Any:
+def load_image(path: Path) -> Any:
+    """The image as a PIL image in RGB.
+
+    Raises:
+        DataError: it cannot be read; the message names the file and the remedy.
+    """
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as e:
+    except Exception as e:  # PIL's decoders raise whatever a damaged file leads them to
         raise DataError(
             f"the image {str(path)!r} cannot be read ({e}); replace or remove the file"
         ) from e

@@ -6,14 +6,16 @@ forward makes one call of `group_norm` where torchvision's makes three.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torchvision.models.resnet as tv
 from torch import Tensor, nn
 
-from batchfree._checks import suggest
+from batchfree._checks import check_choice, suggest
 from batchfree.nn import NormLayer, norm_layer, standardize_weights
+
+Stem = Literal["3x3", "7x7"]
 
 _FC_STD = 0.01
 
@@ -101,7 +103,7 @@ class ResNet(tv.ResNet):
 
 
 class SmallResNet(nn.Module):
-    """A CIFAR-style ResNet for images of 16 to 64 pixels: a 3x3 stem and stages of doubling width.
+    """A narrow ResNet: a stem and stages of doubling width, by default CIFAR's for small images.
 
     Args:
         norm: from `batchfree.norm_layer`.
@@ -111,8 +113,13 @@ class SmallResNet(nn.Module):
         stages: stages; each after the first halves the resolution and doubles the channels. Four,
             as in larger ResNets, end in 2x2 maps of 16-pixel images; three are CIFAR's.
         in_channels: channels of the images.
+        stem: `"3x3"` keeps the resolution (CIFAR's); `"7x7"` and a max pooling quarter it, as in
+            larger ResNets.
         zero_init_residual: gamma 0 in the last norm of each block, so that it starts as identity.
         weight_standardization: standardise the weights of all convolutions.
+
+    Raises:
+        ValueError: an unknown stem.
 
     Source: He et al. 2016, section 4.2; initialisation as Wu & He 2018, section 4.1.
 
@@ -133,13 +140,21 @@ class SmallResNet(nn.Module):
         blocks_per_stage: int = 1,
         stages: int = 4,
         in_channels: int = 3,
+        stem: Stem = "3x3",
         zero_init_residual: bool = True,
         weight_standardization: bool = False,
     ) -> None:
         _check_norm(norm)
+        check_choice(stem, get_args(Stem), "stem")
         super().__init__()
-        self.conv1 = tv.conv3x3(in_channels, width)
+        large = stem == "7x7"
+        self.conv1 = (
+            nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
+            if large
+            else tv.conv3x3(in_channels, width)
+        )
         self.bn1 = norm(width, activation="relu")
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if large else nn.Identity()
         channels = width
         for i in range(stages):
             blocks = []
@@ -153,6 +168,7 @@ class SmallResNet(nn.Module):
                 channels = out
             setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
         self.stages = stages
+        self.out_channels = [width * 2**i for i in range(stages)]
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, num_classes)
         self._initialize(zero_init_residual)
@@ -174,7 +190,7 @@ class SmallResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, in_channels, H, W) to logits (N, num_classes)."""
-        x = self.bn1(self.conv1(x))
+        x = self.maxpool(self.bn1(self.conv1(x)))
         for i in range(self.stages):
             x = getattr(self, f"layer{i + 1}")(x)
         return self.fc(torch.flatten(self.avgpool(x), 1))
@@ -188,6 +204,7 @@ _RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], list[int], dict[s
     "resnet152": (Bottleneck, [3, 8, 36, 3], {}),
     "resnext50_32x4d": (Bottleneck, [3, 4, 6, 3], {"groups": 32, "width_per_group": 4}),
     "resnext101_32x8d": (Bottleneck, [3, 4, 23, 3], {"groups": 32, "width_per_group": 8}),
+    "resnext152_32x8d": (Bottleneck, [3, 8, 36, 3], {"groups": 32, "width_per_group": 8}),
 }
 MODELS = (*_RESNETS, "resnet_small")
 

@@ -1,4 +1,4 @@
-"""Recipes: functions that return a complete `Config`, one per published experiment.
+"""Recipes: functions that return a complete config, one per published experiment.
 
 `batchfree train NAME` runs one; `RECIPES` holds them by name. Needs `batchfree[train]`.
 """
@@ -9,6 +9,34 @@ from collections.abc import Callable
 
 from batchfree._checks import suggest
 from batchfree._errors import ConfigError
+from batchfree.recipes.coco import (
+    coco,
+    coco_r50_frozen_bn_2x,
+    coco_r50_frozen_bn_3x,
+    coco_r50_gn_2x,
+    coco_r50_gn_3x,
+    coco_r101_frozen_bn_2x,
+    coco_r101_frozen_bn_3x,
+    coco_r101_gn_2x,
+    coco_r101_gn_3x,
+)
+from batchfree.recipes.coco_norms import (
+    coco_r50_bn_2x,
+    coco_r50_c4_frozen_bn_2x,
+    coco_r50_c4_gn_2x,
+    coco_r50_frozen_bn_head_bn_2x,
+    coco_r50_frozen_bn_head_gn_2x,
+    coco_r50_ln_2x,
+    coco_r50_sync_bn_2x,
+)
+from batchfree.recipes.coco_scratch import (
+    coco_r50_gn_scratch_3x,
+    coco_r50_gn_scratch_9x,
+    coco_r101_gn_cascade_scratch_9x,
+    coco_r101_gn_scratch_3x,
+    coco_r101_gn_scratch_9x,
+    coco_x152_gn_cascade_scratch_9x,
+)
 from batchfree.recipes.digits import (
     digits_small,
     digits_small_bn,
@@ -26,11 +54,35 @@ from batchfree.recipes.imagenet import (
     imagenet_r101_bn,
     imagenet_r101_gn,
 )
-from batchfree.train import Config
+from batchfree.recipes.scenes import (
+    scenes,
+    scenes_backbone,
+    scenes_backbone_bn,
+    scenes_backbone_gn,
+    scenes_bn,
+    scenes_bn_batch1,
+    scenes_bn_finetuned,
+    scenes_frozen_bn_finetuned,
+    scenes_frozen_bn_head_bn_finetuned,
+    scenes_frozen_bn_head_gn_finetuned,
+    scenes_gn,
+    scenes_gn_batch1,
+    scenes_gn_finetuned,
+    scenes_ln,
+)
+from batchfree.train import Config, DetectionConfig
 
-__all__ = ["RECIPES", "digits_small", "get_recipe", "imagenet"]
+__all__ = [
+    "RECIPES",
+    "coco",
+    "digits_small",
+    "get_recipe",
+    "imagenet",
+    "scenes",
+    "scenes_backbone",
+]
 
-RECIPES: dict[str, Callable[[], Config]] = {
+RECIPES: dict[str, Callable[[], Config | DetectionConfig]] = {
     f.__name__: f
     for f in (
         digits_small_bn,
@@ -44,11 +96,44 @@ RECIPES: dict[str, Callable[[], Config]] = {
         imagenet_r50_ln,
         imagenet_r101_bn,
         imagenet_r101_gn,
+        coco_r50_frozen_bn_2x,
+        coco_r50_frozen_bn_3x,
+        coco_r50_gn_2x,
+        coco_r50_gn_3x,
+        coco_r101_frozen_bn_2x,
+        coco_r101_frozen_bn_3x,
+        coco_r101_gn_2x,
+        coco_r101_gn_3x,
+        coco_r50_frozen_bn_head_gn_2x,
+        coco_r50_frozen_bn_head_bn_2x,
+        coco_r50_bn_2x,
+        coco_r50_sync_bn_2x,
+        coco_r50_ln_2x,
+        coco_r50_c4_frozen_bn_2x,
+        coco_r50_c4_gn_2x,
+        coco_r50_gn_scratch_3x,
+        coco_r50_gn_scratch_9x,
+        coco_r101_gn_scratch_3x,
+        coco_r101_gn_scratch_9x,
+        coco_r101_gn_cascade_scratch_9x,
+        coco_x152_gn_cascade_scratch_9x,
+        scenes_backbone_gn,
+        scenes_backbone_bn,
+        scenes_gn,
+        scenes_bn,
+        scenes_bn_batch1,
+        scenes_gn_batch1,
+        scenes_ln,
+        scenes_gn_finetuned,
+        scenes_frozen_bn_finetuned,
+        scenes_frozen_bn_head_gn_finetuned,
+        scenes_frozen_bn_head_bn_finetuned,
+        scenes_bn_finetuned,
     )
 }
 
 
-def get_recipe(name: str) -> Config:
+def get_recipe(name: str) -> Config | DetectionConfig:
     """The config of a recipe by its name.
 
     Raises:

@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from torch import nn
 
 from batchfree.audit.static import BATCH_KINDS, kind_of
-from batchfree.train import Config
+from batchfree.recipes.findings import Lint
+from batchfree.recipes.lint_detection import lint_detection
+from batchfree.train import Config, DetectionConfig
 
 
-@dataclass(frozen=True)
-class Lint:
-    """One mistake.
-
-    Attributes:
-        rule: its name.
-        field: the config's field, or the module, that it is about.
-        message: what stands there, and what was expected.
-        advice: what to write instead.
-        source: whose rule it is.
-    """
-
-    rule: str
-    field: str
-    message: str
-    advice: str
-    source: str
-
-
-def lint(config: Config, network: nn.Module | None = None) -> list[Lint]:
+def lint(config: Config | DetectionConfig, network: nn.Module | None = None) -> list[Lint]:
     """The mistakes in a config and, where it is given, in the network that it builds.
 
     Args:
@@ -49,6 +31,10 @@ def lint(config: Config, network: nn.Module | None = None) -> list[Lint]:
         >>> [found.rule for found in lint(config)]
         ['small-batch']
     """
+    if isinstance(config, DetectionConfig):
+        scratch = config.model.weights is None
+        found = [*lint_detection(config)]
+        return found + ([] if network is None else [*_network(network, scratch)])
     found = [*_learning_rate(config), *_batch(config), *_decay(config), *_zero_init(config)]
     found += _frozen(config)
     return found + ([] if network is None else [*_network(network)])
@@ -137,7 +123,7 @@ def _zero_init(config: Config) -> Iterator[Lint]:
 
 
 def _frozen(config: Config) -> Iterator[Lint]:
-    if config.model.norm == "frozen_bn":  # every recipe trains from scratch
+    if config.model.norm == "frozen_bn":  # every classification recipe trains from scratch
         yield Lint(
             "frozen-from-scratch",
             "model.norm",
@@ -147,7 +133,7 @@ def _frozen(config: Config) -> Iterator[Lint]:
         )
 
 
-def _network(network: nn.Module) -> Iterator[Lint]:
+def _network(network: nn.Module, scratch: bool = True) -> Iterator[Lint]:
     kinds = {n: kind_of(m, network.training) for n, m in network.named_modules()}
     batch = [n for n, kind in kinds.items() if kind in BATCH_KINDS and kind != "FrozenBatchNorm"]
     per_sample = [n for n, kind in kinds.items() if kind in ("GroupNorm", "LayerNorm")]
@@ -174,7 +160,7 @@ def _network(network: nn.Module) -> Iterator[Lint]:
         for n, m in network.named_modules()
         if isinstance(m, (nn.Conv2d, nn.Conv3d)) and not m.weight.requires_grad
     ]
-    if frozen:  # every recipe trains from scratch: no field of a config names weights
+    if frozen and scratch:
         yield Lint(
             "frozen-stem",
             frozen[0],

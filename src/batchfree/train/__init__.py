@@ -1,4 +1,4 @@
-"""Training of image classifiers with any norm. Needs `batchfree[train]`."""
+"""Training of classifiers and detectors with any norm. Needs `batchfree[train]`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
         ScheduleConfig,
         TrainerConfig,
     )
+    from batchfree.train.detection_config import (
+        DetectionConfig,
+        DetectionDataConfig,
+        DetectorConfig,
+    )
+    from batchfree.train.detection_run import DetectionResult
     from batchfree.train.output import OutputError
     from batchfree.train.run import FitResult, TrainingInterrupted, fit
 
@@ -23,6 +29,10 @@ __all__ = [
     "Config",
     "CurvePoint",
     "DataConfig",
+    "DetectionConfig",
+    "DetectionDataConfig",
+    "DetectionResult",
+    "DetectorConfig",
     "FitResult",
     "ModelConfig",
     "OptimizerConfig",
@@ -38,6 +48,10 @@ __all__ = [
 # is not.
 _HOME = {
     "CurvePoint": "callbacks",
+    "DetectionConfig": "detection_config",
+    "DetectionDataConfig": "detection_config",
+    "DetectionResult": "detection_run",
+    "DetectorConfig": "detection_config",
     "OutputError": "output",
     "FitResult": "run",
     "TrainingInterrupted": "run",

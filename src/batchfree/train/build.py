@@ -9,7 +9,7 @@ from torch import nn
 from batchfree._errors import ConfigError
 from batchfree.models import build_model
 from batchfree.nn import Groups, norm_layer
-from batchfree.train.config import Config, ModelConfig
+from batchfree.train.config import BaseConfig, ModelConfig
 
 
 def build_network(config: ModelConfig, num_classes: int) -> nn.Module:
@@ -28,7 +28,11 @@ def build_network(config: ModelConfig, num_classes: int) -> nn.Module:
         norm_options["running_statistics"] = config.running_statistics
     model_options = {
         k: v
-        for k, v in {"width": config.width, "blocks_per_stage": config.blocks_per_stage}.items()
+        for k, v in {
+            "width": config.width,
+            "blocks_per_stage": config.blocks_per_stage,
+            "stem": config.stem,
+        }.items()
         if v is not None
     }
     try:
@@ -44,7 +48,7 @@ def build_network(config: ModelConfig, num_classes: int) -> nn.Module:
         raise ConfigError(f"model: {e}") from e
 
 
-def total_steps(config: Config, samples_per_epoch: int | None) -> int:
+def total_steps(config: BaseConfig, samples_per_epoch: int | None) -> int:
     """Optimizer steps of the training.
 
     Raises:
@@ -61,7 +65,7 @@ def total_steps(config: Config, samples_per_epoch: int | None) -> int:
     return max(1, round(trainer.max_epochs * samples_per_epoch / config.batch_size))
 
 
-def evaluation_interval(config: Config, steps: int, samples_per_epoch: int | None) -> int:
+def evaluation_interval(config: BaseConfig, steps: int, samples_per_epoch: int | None) -> int:
     """Optimizer steps between evaluations."""
     wish = config.trainer.evaluate_every
     if wish is None:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
@@ -25,28 +25,32 @@ class CurvePoint(TypedDict):
     val_error: float
 
 
+_CLASSIFICATION = ("train_loss", "train_error", "val_error")
+
+
 class History(Callback):
     """Collects the curve; it survives in checkpoints, and in `path` after each evaluation.
 
     Args:
         path: a JSON file to keep it in as well, or None.
+        prefixes: what the names of the metrics in a point start with.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path
-        self.curve: list[CurvePoint] = []
+    def __init__(
+        self, path: Path | None = None, prefixes: tuple[str, ...] = _CLASSIFICATION
+    ) -> None:
+        self.path, self.prefixes = path, prefixes
+        self.curve: list[Any] = []
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Adds the point of the evaluation that just ended."""
-        metrics = trainer.callback_metrics
-        self.curve.append(
-            CurvePoint(
-                step=trainer.global_step,
-                train_loss=float(metrics["train_loss"]),
-                train_error=float(metrics["train_error"]),
-                val_error=float(metrics["val_error"]),
-            )
-        )
+        metrics = {
+            name: float(value)
+            for prefix in self.prefixes
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith(prefix) and not name.endswith("_step")
+        }
+        self.curve.append({"step": trainer.global_step, **metrics})
         if self.path is not None and trainer.is_global_zero:
             with tolerate_write_failure(self.path.parent):
                 write_json(self.path, {"curve": finite(self.curve)})
@@ -57,7 +61,7 @@ class History(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues a curve."""
-        self.curve = [cast(CurvePoint, dict(p)) for p in state_dict["curve"]]
+        self.curve = [dict(p) for p in state_dict["curve"]]
 
 
 class StepHook(Callback):
@@ -164,14 +168,18 @@ class Checkpoint(ModelCheckpoint):
     Args:
         folder: where it is kept.
         name: its file name, without the suffix.
-        monitor: the metric whose lowest value is kept; None keeps the last evaluation's.
+        monitor: the metric whose best value is kept; None keeps the last evaluation's.
+        mode: which value is best, `min` or `max`.
     """
 
-    def __init__(self, folder: Path, name: str, monitor: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, name: str, monitor: str | None = None, mode: str = "min"
+    ) -> None:
         super().__init__(
             dirpath=folder,
             filename=name,
             monitor=monitor,
+            mode=mode,
             save_top_k=1,
             auto_insert_metric_name=False,
             enable_version_counter=False,
@@ -187,6 +195,34 @@ class Checkpoint(ModelCheckpoint):
             super().on_validation_end(trainer, pl_module)
 
 
+class PeriodicCheckpoint(Callback):
+    """Keeps the last checkpoint between evaluations too, for runs that may be killed at any time.
+
+    Args:
+        path: where to.
+        every: steps from one to the next.
+        evaluate_every: steps between evaluations, which write their own.
+    """
+
+    def __init__(self, path: Path, every: int, evaluate_every: int) -> None:
+        self.path, self.every, self.evaluate_every = path, every, evaluate_every
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
+    ) -> None:
+        """Saves at the end of every so many steps."""
+        step = trainer.global_step
+        mid_step = trainer.fit_loop.epoch_loop._should_accumulate()
+        evaluates = trainer.should_stop or step % self.evaluate_every == 0
+        if step % self.every or mid_step or evaluates:
+            return
+        if trainer.world_size > 1:  # the other ranks wait for the writer
+            trainer.save_checkpoint(self.path)
+            return
+        with tolerate_write_failure(self.path.parent):
+            trainer.save_checkpoint(self.path)
+
+
 class Progress(RichProgressBar):
     """Lightning's bar over the whole training, which is one pass to Lightning."""
 
@@ -194,11 +230,13 @@ class Progress(RichProgressBar):
         return "Training  "
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
-        """The last step's loss and the last evaluation's error."""
+        """The last step's loss and the last evaluation's error, or box AP."""
         values = {k: float(v) for k, v in trainer.progress_bar_metrics.items()}
         shown = {}
         if "train_loss_step" in values:
             shown["loss"] = f"{values['train_loss_step']:.3f}"
         if "val_error" in values:
             shown["val"] = f"{values['val_error']:.2f}%"
+        if "box_AP" in values:
+            shown["box AP"] = f"{values['box_AP']:.1f}"
         return shown

@@ -11,7 +11,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from batchfree._errors import ConfigError
 from batchfree._files import write_atomically
-from batchfree.train.config import Config, TrainerConfig
+from batchfree.train.config import BaseConfig, TrainerConfig
 
 # What a checkpoint's successor has to share with it; the rest may change, as a longer training.
 _FIXED = ("seed", "batch_size", "model", "data", "optimizer", "schedule", "trainer")
@@ -67,14 +67,18 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     return saved
 
 
-def check_checkpoint(path: Path, config: Config) -> None:
+def check_checkpoint(path: Path, config: BaseConfig) -> None:
     """Raises unless the file is a checkpoint that this config can continue.
 
     Raises:
         ConfigError: what `load_checkpoint` raises; a setting that a resumed run must share.
     """
     old, new = load_checkpoint(path)["batchfree"]["config"], config.to_dict()
-    for name, was, now in (d for key in _FIXED for d in _differences(key, old[key], new[key])):
+    if old.get("task") != new.get("task"):
+        tasks = {None: "classification"}
+        was, now = (tasks.get(c.get("task"), c.get("task")) for c in (old, new))
+        raise ConfigError(f"the checkpoint is one of {was}, this run one of {now}")
+    for name, was, now in (d for key in _FIXED for d in _differences(key, old.get(key), new[key])):
         if name not in _FREE:
             raise ConfigError(
                 f"the checkpoint was trained with {name}={was!r}, this run asks for {now!r}; "

@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from batchfree._checks import suggest
 from batchfree._errors import ConfigError
-from batchfree.train.config import Config
+from batchfree.train.config import BaseConfig, Config
 
 _Check = Callable[[Any], bool]
 
@@ -40,6 +40,15 @@ _RULES: dict[str, tuple[str, _Check]] = {
             "model.normalization_batch",
             "model.width",
             "model.blocks_per_stage",
+            "model.fpn_channels",
+            "model.head_channels",
+            "model.fc_channels",
+            "model.max_size",
+            "model.anchors_per_image",
+            "model.rois_per_image",
+            "model.train_proposals",
+            "model.test_proposals",
+            "model.detections_per_image",
             "data.size",
             "data.train_samples",
             "data.val_samples",
@@ -50,6 +59,7 @@ _RULES: dict[str, tuple[str, _Check]] = {
             "trainer.max_steps",
             "trainer.max_epochs",
             "trainer.evaluate_every",
+            "trainer.checkpoint_every",
             "trainer.log_every",
             "trainer.num_nodes",
             "trainer.accumulate",
@@ -61,6 +71,7 @@ _RULES: dict[str, tuple[str, _Check]] = {
     **dict.fromkeys(
         (
             "data.workers",
+            "model.freeze_at",
             "optimizer.weight_decay",
             "schedule.warmup",
             "schedule.warmup_factor",
@@ -77,7 +88,7 @@ _RULES: dict[str, tuple[str, _Check]] = {
 }
 
 
-def validate(config: Config) -> None:
+def validate(config: BaseConfig) -> None:
     """Checks types and values, and what one value demands of another.
 
     Raises:
@@ -92,10 +103,18 @@ def validate(config: Config) -> None:
 'frozen_bn', 'sync_bn', 'none', got 'gm'; did you mean 'gn'?
     """
     _check_section(config, "")
-    _check_relations(config)
+    _check_length(config)
+    if isinstance(config, Config):
+        _check_classification(config)
+    else:
+        from batchfree.train.detection_checks import check_detection
+
+        check_detection(config)
+    if config.optimizer.nesterov and config.optimizer.momentum == 0:
+        raise ConfigError("optimizer.nesterov needs a momentum: set optimizer.momentum above 0")
 
 
-def check_batch_split(config: Config, world_size: int) -> None:
+def check_batch_split(config: BaseConfig, world_size: int) -> None:
     """Raises unless the batch splits evenly over devices and accumulated passes."""
     parts = world_size * config.trainer.accumulate
     if config.batch_size % parts:
@@ -165,38 +184,12 @@ def _words(hint: Any) -> str:
     return " or ".join(words[h] for h in (get_args(hint) or (hint,)))
 
 
-def _check_relations(config: Config) -> None:
-    model, data, trainer, schedule = config.model, config.data, config.trainer, config.schedule
-    from batchfree.models import MODELS
-
-    if model.name not in MODELS:
-        known = ", ".join(MODELS)
-        raise ConfigError(
-            f"model.name must be one of {known}, got {model.name!r}{suggest(model.name, MODELS)}"
-        )
-    if model.num_groups is not None and model.channels_per_group is not None:
-        raise ConfigError(
-            "model.num_groups and model.channels_per_group exclude each other: set one to null"
-        )
-    if model.norm != "gn" and (model.num_groups or model.channels_per_group):
-        raise ConfigError(
-            f"model.num_groups and model.channels_per_group are of norm 'gn', not of "
-            f"{model.norm!r}: set them to null"
-        )
-    if model.norm != "bn" and model.normalization_batch is not None:
-        raise ConfigError(
-            f"model.normalization_batch is of norm 'bn', not of {model.norm!r}: set it to null"
-        )
+def _check_length(config: BaseConfig) -> None:
+    trainer, schedule = config.trainer, config.schedule
     if (trainer.max_steps is None) == (trainer.max_epochs is None):
         raise ConfigError(
             "the training's length is trainer.max_steps or trainer.max_epochs: set one of them and "
             "the other to null"
-        )
-    endless = data.kind == "digits_in_the_wild" and data.train_samples is None
-    if endless and schedule.unit == "epochs" and (schedule.warmup or schedule.milestones):
-        raise ConfigError(
-            "schedule.unit 'epochs' needs an epoch: set data.train_samples, or take the unit "
-            "'steps' or 'fraction'"
         )
     if schedule.kind == "step" and not schedule.milestones:
         raise ConfigError("schedule.kind 'step' needs schedule.milestones, for example [0.5, 0.75]")
@@ -209,9 +202,45 @@ def _check_relations(config: Config) -> None:
                 f"schedule.{name} is a fraction of the training under schedule.unit 'fraction', "
                 f"0 to 1, got {value}; for epochs or steps set schedule.unit"
             )
+
+
+def _check_classification(config: Config) -> None:
+    model, data, schedule = config.model, config.data, config.schedule
+    check_model_name("model.name", model.name)
+    check_groups(model.num_groups, model.channels_per_group)
+    if model.norm != "gn" and (model.num_groups or model.channels_per_group):
+        raise ConfigError(
+            f"model.num_groups and model.channels_per_group are of norm 'gn', not of "
+            f"{model.norm!r}: set them to null"
+        )
+    if model.norm != "bn" and model.normalization_batch is not None:
+        raise ConfigError(
+            f"model.normalization_batch is of norm 'bn', not of {model.norm!r}: set it to null"
+        )
+    endless = data.kind == "digits_in_the_wild" and data.train_samples is None
+    if endless and schedule.unit == "epochs" and (schedule.warmup or schedule.milestones):
+        raise ConfigError(
+            "schedule.unit 'epochs' needs an epoch: set data.train_samples, or take the unit "
+            "'steps' or 'fraction'"
+        )
     if data.kind == "image_folder" and data.root is None:
         raise ConfigError(
             "data.root is missing: name the folder that holds train/ and val/, --data.root FOLDER"
         )
-    if config.optimizer.nesterov and config.optimizer.momentum == 0:
-        raise ConfigError("optimizer.nesterov needs a momentum: set optimizer.momentum above 0")
+
+
+def check_model_name(field: str, name: str) -> None:
+    """Raises ConfigError unless there is a ResNet of that name."""
+    from batchfree.models import MODELS
+
+    if name not in MODELS:
+        known = ", ".join(MODELS)
+        raise ConfigError(f"{field} must be one of {known}, got {name!r}{suggest(name, MODELS)}")
+
+
+def check_groups(num_groups: int | None, channels_per_group: int | None) -> None:
+    """Raises ConfigError where both wishes of Group Norm are set."""
+    if num_groups is not None and channels_per_group is not None:
+        raise ConfigError(
+            "model.num_groups and model.channels_per_group exclude each other: set one to null"
+        )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
-from typing import Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from batchfree._checks import suggest
 from batchfree._errors import ConfigError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 NormKind = Literal["bn", "gn", "ln", "in", "frozen_bn", "sync_bn", "none"]
 
@@ -30,6 +33,7 @@ class ModelConfig:
         zero_init_residual: start the last gamma of every residual block at zero.
         width: channels of the first stage, for `resnet_small`.
         blocks_per_stage: residual blocks in each stage, for `resnet_small`.
+        stem: `3x3` or `7x7`, for `resnet_small`.
     """
 
     name: str = "resnet_small"
@@ -43,6 +47,7 @@ class ModelConfig:
     zero_init_residual: bool = True
     width: int | None = None
     blocks_per_stage: int | None = None
+    stem: Literal["3x3", "7x7"] | None = None
 
 
 @dataclass
@@ -136,6 +141,7 @@ class TrainerConfig:
         max_epochs: passes over the training images.
         evaluate_every: optimizer steps between evaluations; None: once an epoch, or 15 times in
             all where the data has no epochs. The last step is always evaluated.
+        checkpoint_every: optimizer steps between checkpoints; None: one after each evaluation only.
         log_every: optimizer steps between lines of the training log.
         accelerator: cpu, gpu, mps or auto.
         devices: number of devices per node, or auto.
@@ -153,6 +159,7 @@ class TrainerConfig:
     max_steps: int | None = 1500
     max_epochs: float | None = None
     evaluate_every: int | None = None
+    checkpoint_every: int | None = None
     log_every: int = 50
     accelerator: str = "auto"
     devices: int | str = "auto"
@@ -166,8 +173,55 @@ class TrainerConfig:
     threads: int | None = None
 
 
+class BaseConfig:
+    """What the settings of every kind of run share."""
+
+    name: str
+    seed: int
+    batch_size: int
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    trainer: TrainerConfig
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as nested dicts of plain values."""
+        return asdict(self)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any]) -> Self:
+        """The config that `to_dict` wrote; what is left out has its default.
+
+        Raises:
+            ConfigError: an unknown field, with the nearest known one.
+        """
+        return _build(cls, settings, "", cls)
+
+    def learning_rate(self) -> float:
+        """The learning rate after the linear-scaling rule."""
+        o = self.optimizer
+        scale = self.batch_size / o.base_batch_size if o.linear_scaling else 1.0
+        return o.base_lr * scale
+
+    def replace(self, **sections: Any) -> Self:
+        """A copy with other values; a dict changes fields of a section.
+
+        Example:
+            >>> from batchfree.train import Config
+            >>> Config().replace(seed=1, trainer={"max_steps": 10}).trainer.max_steps
+            10
+        """
+        current = {k: v for k, v in vars(self).items()}
+        return replace(  # type: ignore[type-var]
+            self,
+            **{
+                k: replace(current[k], **v) if isinstance(v, dict) else v
+                for k, v in sections.items()
+            },
+        )
+
+
 @dataclass
-class Config:
+class Config(BaseConfig):
     """A complete training run.
 
     Attributes:
@@ -196,42 +250,6 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as nested dicts of plain values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, settings: dict[str, Any]) -> Config:
-        """The config that `to_dict` wrote; what is left out has its default.
-
-        Raises:
-            ConfigError: an unknown field, with the nearest known one.
-        """
-        return _build(cls, settings, "")
-
-    def learning_rate(self) -> float:
-        """The learning rate after the linear-scaling rule."""
-        o = self.optimizer
-        scale = self.batch_size / o.base_batch_size if o.linear_scaling else 1.0
-        return o.base_lr * scale
-
-    def replace(self, **sections: Any) -> Config:
-        """A copy with other values; a dict changes fields of a section.
-
-        Example:
-            >>> from batchfree.train import Config
-            >>> Config().replace(seed=1, trainer={"max_steps": 10}).trainer.max_steps
-            10
-        """
-        current = {k: v for k, v in vars(self).items()}
-        return replace(
-            self,
-            **{
-                k: replace(current[k], **v) if isinstance(v, dict) else v
-                for k, v in sections.items()
-            },
-        )
-
 
 def field_types(section: type = Config, prefix: str = "") -> dict[str, Any]:
     """The type of every field by its dotted name: `{"seed": int, "model.norm": ...}`."""
@@ -242,9 +260,9 @@ def field_types(section: type = Config, prefix: str = "") -> dict[str, Any]:
     return types
 
 
-def unknown_field(name: str) -> ConfigError:
-    """The error for a field that there is not, with the nearest that there is."""
-    known = field_types()
+def unknown_field(name: str, config: type = Config) -> ConfigError:
+    """The error for a field that there is not in a config, with the nearest that there is."""
+    known = field_types(config)
     hint = suggest(name, known)
     if not hint:  # the same word in another section
         hint = suggest(name.split(".")[-1], [k.split(".")[-1] for k in known])
@@ -254,12 +272,12 @@ def unknown_field(name: str) -> ConfigError:
     return ConfigError(f"there is no field {name!r}{hint}")
 
 
-def _build(section: type, settings: dict[str, Any], prefix: str) -> Any:
+def _build(section: type, settings: dict[str, Any], prefix: str, config: type) -> Any:
     hints = get_type_hints(section)
     values: dict[str, Any] = {}
     for key, value in settings.items():
         if key not in hints:
-            raise unknown_field(prefix + key)
+            raise unknown_field(prefix + key, config)
         nested = is_dataclass(hints[key]) and isinstance(value, dict)
-        values[key] = _build(hints[key], value, f"{prefix}{key}.") if nested else value
+        values[key] = _build(hints[key], value, f"{prefix}{key}.", config) if nested else value
     return section(**values)

@@ -69,6 +69,17 @@ def build_data(config: DataConfig, seed: int) -> Data:
     )
 
 
+def preprocessing(config: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation, RGB in [0, 1], that the data's images were normalised by."""
+    if config.kind == "digits_in_the_wild":
+        from batchfree.data.digits_in_the_wild import MEAN, STD
+
+        return (MEAN,) * 3, (STD,) * 3
+    from batchfree.data import image_folder
+
+    return tuple(image_folder.MEAN), tuple(image_folder.STD)
+
+
 class DataModule(pl.LightningDataModule):
     """The loaders of this rank.
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from batchfree.data.counted import mix
+
 
 class PositionBatches(Sampler[list[int]]):
     """Batch k holds the k-th run of positions of an endless stream of samples.
@@ -66,7 +68,7 @@ class Shuffled(Dataset[Any]):
         """The dataset's index at a position of the stream."""
         epoch, offset = divmod(position, len(self.dataset))
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
+            generator = torch.Generator().manual_seed(mix(self.seed, epoch))
             self._order = torch.randperm(len(self.dataset), generator=generator)
             self._epoch = epoch
         return int(self._order[offset])
@@ -74,7 +76,7 @@ class Shuffled(Dataset[Any]):
     def __getitem__(self, position: int) -> Any:
         index = self.index(position)
         if hasattr(self.dataset, "draw"):
-            return self.dataset.draw(index, _mix(self.seed, position))
+            return self.dataset.draw(index, mix(self.seed, position))
         return self.dataset[index]
 
     def batch(self, positions: Sequence[int]) -> Any:
@@ -184,11 +186,3 @@ def data_loader(
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def _mix(seed: int, number: int) -> int:
-    # Weyl-type mixing, so that neighbouring (seed, number) share nothing.
-    x = (seed * 0x9E3779B97F4A7C15 + number * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
-    x ^= x >> 31
-    x = x * 0xD6E8FEB86659FD93 % 2**64
-    return (x ^ (x >> 32)) % 2**63

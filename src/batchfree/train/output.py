@@ -16,7 +16,7 @@ import yaml  # type: ignore[import-untyped]
 
 from batchfree._errors import ConfigError
 from batchfree._files import write_atomically
-from batchfree.train.config import Config
+from batchfree.train.config import BaseConfig
 
 
 class OutputError(OSError):
@@ -29,7 +29,7 @@ class OutputError(OSError):
     result: Any = None
 
 
-def prepare(folder: Path, config: Config, *, resume: bool) -> None:
+def prepare(folder: Path, config: BaseConfig, *, resume: bool) -> None:
     """Makes the folder, proves that it can be written, and writes `config.yaml`.
 
     Args:
@@ -101,6 +101,6 @@ def finite(curve: Any) -> list[dict[str, Any]]:
     ]
 
 
-def to_yaml(config: Config) -> str:
+def to_yaml(config: BaseConfig) -> str:
     """The config as a file for `batchfree train --config`."""
     return yaml.safe_dump(config.to_dict(), sort_keys=False)

@@ -2,63 +2,36 @@
 
 from __future__ import annotations
 
-import logging
-import signal
 import statistics
-import threading
-import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, overload
 
-import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, LearningRateMonitor
+from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_only
-from safetensors.torch import save
 from torch import nn
 
-from batchfree._errors import ConfigError
-from batchfree._files import write_atomically
-from batchfree.train.build import build_network, evaluation_interval, total_steps
-from batchfree.train.callbacks import (
-    Checkpoint,
-    CurvePoint,
-    EvaluateAtEnd,
-    History,
-    InterruptHandler,
-    Progress,
-    StepHook,
-    StopRequested,
-)
-from batchfree.train.checkpoint import AtomicCheckpointIO, check_checkpoint, load_checkpoint
-from batchfree.train.checks import check_batch_split, validate
+from batchfree.models.conventions import conventions_of
+from batchfree.train.build import build_network
+from batchfree.train.callbacks import CurvePoint
+from batchfree.train.checkpoint import check_checkpoint
+from batchfree.train.checks import validate
 from batchfree.train.classification import Classifier
-from batchfree.train.config import Config
-from batchfree.train.data import DataModule, build_data
-from batchfree.train.loggers import build_loggers
-from batchfree.train.optim import build_schedule
-from batchfree.train.output import (
-    finite,
-    prepare,
-    unwritable,
-    write_json,
-)
+from batchfree.train.config import BaseConfig, Config
+from batchfree.train.data import DataModule, build_data, preprocessing
+from batchfree.train.loop import Monitor, TrainingInterrupted, plan, run_loop, save_result
+from batchfree.train.loop import surroundings as _surroundings
+from batchfree.train.output import prepare
 
+if TYPE_CHECKING:
+    from batchfree.train.detection_config import DetectionConfig
+    from batchfree.train.detection_run import DetectionResult
 
-class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C ended the training after a whole step.
+__all__ = ["FitResult", "TrainingInterrupted", "fit"]
 
-    Attributes:
-        checkpoint: what `fit(..., resume=checkpoint)` continues from; None if none was written.
-    """
-
-    def __init__(self, checkpoint: Path | None) -> None:
-        super().__init__(f"training was interrupted; checkpoint: {checkpoint}")
-        self.checkpoint = checkpoint
+_MONITOR = Monitor(("train_loss", "train_error", "val_error"), "val_error", "min")
 
 
 @dataclass
@@ -81,7 +54,14 @@ class FitResult:
     checkpoint: Path | None
     model: nn.Module
 
+    def __str__(self) -> str:
+        return (
+            f"validation error {self.val_error:.2f}%, training error {self.train_error:.2f}% "
+            f"(median of the last {min(5, len(self.curve))} evaluations), {self.seconds:.0f} s"
+        )
 
+
+@overload
 def fit(
     config: Config,
     *,
@@ -90,8 +70,31 @@ def fit(
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
     on_step: Callable[[int], None] | None = None,
-) -> FitResult:
-    """Trains a network from its config.
+) -> FitResult: ...
+
+
+@overload
+def fit(
+    config: DetectionConfig,
+    *,
+    output: Path | str | None = None,
+    resume: Path | str | None = None,
+    progress: bool = True,
+    callbacks: Sequence[Callback] = (),
+    on_step: Callable[[int], None] | None = None,
+) -> DetectionResult: ...
+
+
+def fit(
+    config: BaseConfig,
+    *,
+    output: Path | str | None = None,
+    resume: Path | str | None = None,
+    progress: bool = True,
+    callbacks: Sequence[Callback] = (),
+    on_step: Callable[[int], None] | None = None,
+) -> FitResult | DetectionResult:
+    """Trains a network from its config: a `Config` or a `DetectionConfig`.
 
     On a CPU, a config gives the same weights to the bit each time, and a resumed run the same as an
     uninterrupted one.
@@ -109,7 +112,8 @@ def fit(
     Raises:
         ConfigError: values that cannot be used; a folder that holds another run; a checkpoint of
             another one.
-        DataError: an image folder that is missing, empty or damaged.
+        DataError: images that are missing or damaged; a loading process that died.
+        NonFiniteLoss: in detection, a loss that is NaN or infinite.
         OutputError: the output folder cannot be written. Found before training where possible;
             later a checkpoint or log line is lost with a warning, training goes on, and the error
             at the end carries `result`.
@@ -127,7 +131,13 @@ def fit(
     if resume is not None:
         check_checkpoint(Path(resume), config)
     with _surroundings(config):
-        return _fit(config, folder, resume, progress, list(callbacks), on_step)
+        if isinstance(config, Config):
+            return _fit(config, folder, resume, progress, callbacks, on_step)
+        from batchfree.train.detection_config import DetectionConfig
+        from batchfree.train.detection_run import fit_detection
+
+        assert isinstance(config, DetectionConfig)
+        return fit_detection(config, folder, resume, progress, callbacks, on_step)
 
 
 def _fit(
@@ -135,7 +145,7 @@ def _fit(
     folder: Path | None,
     resume: Path | str | None,
     progress: bool,
-    callbacks: list[Callback],
+    callbacks: Sequence[Callback],
     on_step: Callable[[int], None] | None,
 ) -> FitResult:
     data = build_data(config.data, config.seed)
@@ -145,152 +155,33 @@ def _fit(
     network = build_network(config.model, data.num_classes)
     if config.trainer.channels_last:
         network = network.to(memory_format=torch.channels_last)
-    steps = total_steps(config, data.samples_per_epoch)
-    interval = evaluation_interval(config, steps, data.samples_per_epoch)
-    schedule = build_schedule(
-        config.schedule,
-        total_steps=steps,
-        steps_per_epoch=data.samples_per_epoch and data.samples_per_epoch / config.batch_size,
-        learning_rate=config.learning_rate(),
+    run = plan(config, data.samples_per_epoch)
+    ended = run_loop(
+        config,
+        Classifier(network, config, run.schedule, len(data.validation)),  # type: ignore[arg-type]
+        DataModule(config, data, run.steps * config.trainer.accumulate),
+        run,
+        _MONITOR,
+        folder=folder,
+        resume=resume,
+        progress=progress,
+        callbacks=callbacks,
+        on_step=on_step,
     )
-    history = History(folder and folder / "history.json")
-    callbacks = [history, EvaluateAtEnd(steps), *callbacks]
-    if on_step is not None:
-        callbacks.append(StepHook(on_step))
-    if config.optimizer.ema_decay is not None:
-        callbacks.append(EMAWeightAveraging(decay=config.optimizer.ema_decay))
-    last = None
-    if folder is not None:
-        last = folder / "checkpoints" / "last.ckpt"
-        callbacks += [
-            LearningRateMonitor("step"),
-            Checkpoint(last.parent, "best", monitor="val_error"),
-            Checkpoint(last.parent, "last"),
-            InterruptHandler(last, interval),
-            *([Progress()] if progress else []),
-        ]
-    trainer = build_trainer(config, steps, interval, callbacks, folder)
-    check_batch_split(config, trainer.world_size)
-    module = Classifier(network, config, schedule, len(data.validation))  # type: ignore[arg-type]
-    started = time.perf_counter()
-    try:
-        trainer.fit(
-            module,
-            datamodule=DataModule(config, data, steps * config.trainer.accumulate),
-            ckpt_path=resume,
-            weights_only=True,
-        )
-    except StopRequested as stop:
-        raise TrainingInterrupted(stop.checkpoint) from None
-    except SystemExit as e:  # what Lightning makes of Ctrl-C
-        if isinstance(e.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        raise
-    if resume is not None and (saved := load_checkpoint(resume))["global_step"] >= steps:
-        # Lightning had nothing to do, so it has not put an EMA's weights in place either.
-        module.load_state_dict(saved["state_dict"])
-    recent = history.curve[-5:]
+    recent = ended.curve[-5:]
     result = FitResult(
         val_error=statistics.median(p["val_error"] for p in recent),
         train_error=statistics.median(p["train_error"] for p in recent),
-        curve=history.curve,
-        seconds=time.perf_counter() - started,
-        checkpoint=last if last is not None and last.exists() else None,
+        curve=ended.curve,
+        seconds=ended.seconds,
+        checkpoint=ended.checkpoint,
         model=network,
     )
-    if folder is not None and trainer.is_global_zero:
-        _save_result(folder, result)
+    if folder is not None and ended.is_writer:
+        values = {k: getattr(result, k) for k in ("val_error", "train_error", "seconds", "curve")}
+        told = {
+            "config": config.to_dict(),
+            "conventions": conventions_of(network, *preprocessing(config.data)),
+        }
+        save_result(folder, result, values, network, told)
     return result
-
-
-def build_trainer(
-    config: Config, steps: int, interval: int, callbacks: list[Callback], folder: Path | None
-) -> pl.Trainer:
-    """Lightning's Trainer; the whole training is one of its epochs.
-
-    So that a batch depends on its step number alone, whatever the length of a pass over the data.
-
-    Raises:
-        ConfigError: hardware, precision or strategy that Lightning cannot serve here.
-    """
-    c = config.trainer
-    bar = any(isinstance(callback, Progress) for callback in callbacks)
-    try:
-        return pl.Trainer(
-            accelerator=c.accelerator,
-            devices=c.devices,
-            num_nodes=c.num_nodes,
-            strategy=c.strategy,
-            precision=c.precision,  # type: ignore[arg-type]
-            max_steps=steps,
-            val_check_interval=interval * c.accumulate,
-            num_sanity_val_steps=0,
-            accumulate_grad_batches=c.accumulate,
-            gradient_clip_val=c.gradient_clip,
-            log_every_n_steps=min(c.log_every, steps),
-            logger=build_loggers(folder) if folder is not None else False,
-            callbacks=callbacks,
-            enable_checkpointing=folder is not None,
-            enable_progress_bar=bar,
-            enable_model_summary=False,
-            deterministic=c.deterministic or None,
-            use_distributed_sampler=False,
-            default_root_dir=folder,
-            plugins=[AtomicCheckpointIO()],
-        )
-    except (MisconfigurationException, TypeError, ValueError) as e:
-        raise ConfigError(f"trainer: {e}") from e
-
-
-@contextmanager
-def _surroundings(config: Config) -> Iterator[None]:
-    """The process's threads, generator, signals and Lightning's chatter, put back afterwards."""
-    threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    main = threading.current_thread() is threading.main_thread()
-    sigint = signal.getsignal(signal.SIGINT)
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    if config.trainer.threads is not None:
-        torch.set_num_threads(config.trainer.threads)
-    try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            for message in _CHATTER:
-                warnings.filterwarnings("ignore", message)
-            yield
-    finally:
-        logger.setLevel(level)
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
-        if main and sigint is not None:
-            signal.signal(signal.SIGINT, sigint)
-
-
-# Lightning's remarks on choices that are made on purpose here.
-_CHATTER = (
-    "GPU available but not used",
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-    "Checkpoint directory .* exists and is not empty",
-    "The dirpath has changed from",
-    "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
-)
-
-
-def _save_result(folder: Path, result: FitResult) -> None:
-    try:
-        write_json(
-            folder / "history.json",
-            {
-                "val_error": result.val_error,
-                "train_error": result.train_error,
-                "seconds": result.seconds,
-                "curve": finite(result.curve),
-            },
-        )
-        weights = {k: v.detach().cpu().contiguous() for k, v in result.model.state_dict().items()}
-        write_atomically(folder / "model.safetensors", save(weights))
-    except OSError as e:
-        error = unwritable(folder, e)
-        error.result = result
-        raise error from e

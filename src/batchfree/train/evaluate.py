@@ -1,0 +1,98 @@
+"""`evaluate`: the figures of a trained network on the validation set of its recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+
+from batchfree._errors import ConfigError
+from batchfree.models.conventions import read_weights
+from batchfree.train.build import build_network
+from batchfree.train.checks import validate
+from batchfree.train.classification import Classifier
+from batchfree.train.config import BaseConfig, Config
+from batchfree.train.data import DataModule, build_data
+from batchfree.train.loop import build_trainer, plan, surroundings
+
+
+def evaluate(
+    config: BaseConfig, checkpoint: Path | str, *, predictions: Path | str | None = None
+) -> dict[str, float]:
+    """Evaluates a checkpoint as training does.
+
+    Args:
+        config: the run: a `Config` or a `DetectionConfig`.
+        checkpoint: `model.safetensors`, or a checkpoint of the run.
+        predictions: of a detector: a folder for its detections in COCO's results format.
+
+    Returns:
+        `val_error` in percent, or COCO's figures in percent; of a detector also the AP of each
+        category, `box_AP/NAME` and `mask_AP/NAME`.
+
+    Raises:
+        ConfigError: a config that cannot be used, weights of another network.
+        DataError: images or a checkpoint that are missing or damaged.
+    """
+    weights, told = read_weights(Path(checkpoint))
+    with surroundings(config):
+        if isinstance(config, Config):
+            validate(config)
+            if predictions is not None:
+                raise ConfigError("predictions are written of detectors, this is a classifier")
+            return _classification(config, weights)
+        return _detection(config, weights, told, predictions)
+
+
+def _classification(config: Config, weights: dict[str, Any]) -> dict[str, float]:
+    data = build_data(config.data, config.seed)
+    network = build_network(config.model, data.num_classes)
+    _load(network, weights)
+    run = plan(config, data.samples_per_epoch)
+    module = Classifier(network, config, run.schedule, len(data.validation))  # type: ignore[arg-type]
+    return _validate(config, module, DataModule(config, data, 1))
+
+
+def _detection(
+    config: Any, weights: dict[str, Any], told: dict[str, Any], predictions: Path | str | None
+) -> dict[str, float]:
+    from batchfree.train.detection import Detector
+    from batchfree.train.detection_build import apply_conventions, build_random
+    from batchfree.train.detection_data import DetectionDataModule, build_detection_data
+    from batchfree.train.optim import Schedule
+
+    # The weights are the checkpoint's: where the backbone's came from matters no more.
+    model = config.model
+    validate(config.replace(model={"weights": model.weights or "the checkpoint's"}))
+    data = build_detection_data(config.data, config.seed, train=False)
+    network = build_random(model, len(data.validation.categories))
+    _load(network, weights)
+    apply_conventions(network, told)
+    module = Detector(network, config, Schedule("constant", total=1), data)
+    figures = _validate(config, module, DetectionDataModule(config, data, 1))
+    images: Any = "all" if data.val_samples == len(data.validation) else "seen"
+    for kind, values in module.evaluator.per_category(images).items():
+        figures |= {f"{kind}_AP/{name}": value for name, value in values.items()}
+    if predictions is not None:
+        module.evaluator.write(predictions)
+    return figures
+
+
+def _load(network: nn.Module, weights: dict[str, Any]) -> None:
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as e:
+        lines = " ".join(str(e).split())
+        raise ConfigError(f"the weights are of another network than the recipe's: {lines}") from e
+
+
+def _validate(
+    config: BaseConfig, module: pl.LightningModule, data: pl.LightningDataModule
+) -> dict[str, float]:
+    trainer = build_trainer(config, 1, 1, [], None)
+    with torch.no_grad():
+        (figures,) = trainer.validate(module, datamodule=data, verbose=False)
+    return {k: float(v) for k, v in figures.items() if not k.startswith("train_")}

@@ -1,0 +1,182 @@
+import json
+
+import coco_cases
+import pytest
+from PIL import Image
+
+from batchfree import DataError
+from batchfree.data.coco_check import check_coco
+from batchfree.data.coco_report import KINDS
+
+
+def kinds(report):
+    (file,) = report.files
+    return {f.kind: f.count for f in file.findings}
+
+
+def test_a_good_folder_is_clean(tmp_path):
+    report = check_coco(coco_cases.write(tmp_path), image_check="decode")
+    assert report.clean
+    (file,) = report.files
+    assert (file.images, file.annotations, file.categories) == (5, 6, 3)
+    assert (file.crowds, file.empty) == (1, 1)
+    text = report.to_text()
+    assert "5 images (1 without an annotation), 6 annotations (1 of crowds), 3 categories" in text
+    assert "nothing is wrong" in text
+
+
+def at(kind, **change):
+    """Edits the first record of a list."""
+
+    def edit(content):
+        content[kind][0].update(change)
+
+    return edit
+
+
+def lacking(kind, key):
+    def edit(content):
+        del content[kind][0][key]
+
+    return edit
+
+
+def twice(kind):
+    def edit(content):
+        content[kind].append(dict(content[kind][0]))
+
+    return edit
+
+
+SHORT = [[1, 2, 3, 4]]
+FAULTS = [
+    ("bad_category", at("categories", id="3"), "category 0 of the list"),
+    ("bad_category", lacking("categories", "name"), "category 0 of the list"),
+    ("duplicate_category", twice("categories"), "category 90: 'toothbrush'"),
+    ("bad_image", lacking("images", "id"), "image 0 of the list"),
+    ("bad_image", at("images", id="10"), "image 0 of the list"),
+    ("bad_image", at("images", height=0), "image 10: "),
+    ("bad_image", at("images", width=40.5), "image 10: "),
+    ("bad_image", lacking("images", "file_name"), "image 10: "),
+    ("duplicate_image", twice("images"), "image 10: 'a.png'"),
+    ("unsafe_path", at("images", file_name="../../etc/passwd"), "'../../etc/passwd'"),
+    ("unsafe_path", at("images", file_name="/etc/passwd"), "'/etc/passwd'"),
+    ("missing_image", at("images", file_name="no.png"), "no.png"),
+    ("bad_annotation", lacking("annotations", "id"), "annotation 0 of the list"),
+    ("bad_annotation", at("annotations", image_id=None), "annotation 1: "),
+    ("bad_annotation", at("annotations", category_id="car"), "annotation 1: "),
+    ("bad_annotation", at("annotations", iscrowd=2), "iscrowd 2 is not 0 or 1"),
+    ("duplicate_annotation", twice("annotations"), "annotation 1 of image 10"),
+    ("unknown_image", at("annotations", image_id=999), "annotation 1 of image 999"),
+    ("unknown_category", at("annotations", category_id=4), "annotation 1 of image 10: category 4"),
+    ("bad_box", lacking("annotations", "bbox"), "annotation 1 of image 10: None"),
+    ("bad_box", at("annotations", bbox=[1, 2, 3]), "[1, 2, 3]"),
+    ("bad_box", at("annotations", bbox=[1, 2, 3, float("nan")]), "nan"),
+    ("bad_box", at("annotations", bbox=[1, 2, 3, "4"]), "'4'"),
+    ("no_segmentation", lacking("annotations", "segmentation"), "annotation 1 of image 10"),
+    ("no_segmentation", at("annotations", segmentation=[]), "annotation 1 of image 10"),
+    ("bad_segmentation", at("annotations", segmentation=SHORT), "a polygon of 4 numbers"),
+    ("zero_area", at("annotations", bbox=[1, 2, 3, 0]), "box [1, 2, 3, 0]"),
+    ("zero_area", at("annotations", area=0), "area 0"),
+    ("box_outside", at("annotations", bbox=[2, 3, 39, 10]), "[2, 3, 39, 10] in 40 x 30 pixels"),
+    ("box_outside", at("annotations", bbox=[-2, 3, 10, 10]), "[-2, 3, 10, 10]"),
+]
+
+
+@pytest.mark.parametrize(("kind", "change", "example"), FAULTS)
+def test_each_fault_is_named_counted_and_shown(tmp_path, kind, change, example):
+    root = coco_cases.write(tmp_path, coco_cases.spoilt(change))
+    report = check_coco(root)
+    found = kinds(report)
+    assert found[kind] == 1
+    # A category or an image of another id leaves its annotations without one.
+    consequences = {"bad_category": {"unknown_category"}, "bad_image": {"unknown_image"}}
+    assert set(found) - {kind} <= consequences.get(kind, set())
+    (finding,) = (f for f in report.files[0].findings if f.kind == kind)
+    assert example in finding.examples[0]
+    assert f"[{kind}]" in report.to_text()
+    assert not report.clean
+    assert bool(report.files[0].errors) == (finding.effect != "cleaned" or len(found) > 1)
+
+
+def test_every_kind_has_a_test():
+    tested = {kind for kind, _, _ in FAULTS} | {"bad_json", "corrupt_image", "image_size"}
+    assert tested == set(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"images": [', "it may be cut short"),
+        ("", "it may be cut short"),
+        ("[]", "holds a list, not an object; a list is a results file"),
+        ('{"images": [], "annotations": []}', "has no list of 'categories'"),
+        ('{"images": [], "annotations": {}, "categories": []}', "has no list of 'annotations'"),
+        ("[" * 100_000, "cut short"),
+    ],
+)
+def test_a_file_that_is_no_annotation_file(tmp_path, text, message):
+    report = check_coco(coco_cases.write(tmp_path, text))
+    assert kinds(report) == {"bad_json": 1}
+    assert message in report.files[0].findings[0].examples[0]
+
+
+def test_damaged_images_are_found_where_they_are_opened(tmp_path):
+    root = coco_cases.write(tmp_path)
+    coco_cases.truncate(root / "val2017" / "a.png")
+    (root / "val2017" / "b.png").write_bytes(b"no image")
+    assert check_coco(root).clean
+    assert kinds(check_coco(root, image_check="size")) == {"corrupt_image": 1}
+    report = check_coco(root, image_check="decode")
+    assert kinds(report) == {"corrupt_image": 2}
+    assert "b.png" in report.files[0].findings[0].examples[1]
+
+
+def test_an_image_of_another_size(tmp_path):
+    root = coco_cases.write(tmp_path)
+    Image.new("RGB", (40, 31)).save(root / "val2017" / "a.png")
+    report = check_coco(root, image_check="size")
+    assert kinds(report) == {"image_size": 1}
+    assert "40 x 31 pixels, the annotation file says 40 x 30" in report.to_text()
+
+
+def test_counts_go_on_where_examples_end(tmp_path):
+    def edit(content):
+        for k in range(20):
+            content["annotations"].append(content["annotations"][0] | {"id": 100 + k, "bbox": []})
+
+    report = check_coco(coco_cases.write(tmp_path, coco_cases.spoilt(edit)))
+    (finding,) = report.files[0].findings
+    assert (finding.count, len(finding.examples)) == (20, 5)
+    assert "and 15 more" in report.to_text()
+    assert json.loads(json.dumps(report.to_dict()))["files"][0]["findings"][0]["count"] == 20
+
+
+def test_boxes_alone_need_no_segmentation(tmp_path):
+    root = coco_cases.write(tmp_path, coco_cases.spoilt(lacking("annotations", "segmentation")))
+    assert not check_coco(root).clean
+    assert check_coco(root, segmentations=False).clean
+
+
+def test_both_splits_one_file_and_folders_of_other_names(tmp_path):
+    coco_cases.write(tmp_path)
+    coco_cases.write(tmp_path, split="train")
+    (tmp_path / "annotations" / "captions_val2017.json").write_text("{}")
+    assert len(check_coco(tmp_path).files) == 2
+    file = tmp_path / "annotations" / "instances_val2017.json"
+    assert check_coco(file).clean
+    (tmp_path / "val2017").rename(tmp_path / "pictures")
+    assert kinds(check_coco(file)) == {"missing_image": 5}
+    assert check_coco(file, images=tmp_path / "pictures").clean
+
+
+def test_nothing_to_check(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        check_coco(tmp_path / "none")
+    with pytest.raises(DataError, match=r"has no annotation file: .*instances_train2017.json"):
+        check_coco(tmp_path)
+    coco_cases.write(tmp_path)
+    with pytest.raises(DataError, match="no image folder"):
+        check_coco(tmp_path, images=tmp_path / "none")
+    with pytest.raises(ValueError, match="image_check must be one of"):
+        check_coco(tmp_path, image_check="all")

@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from batchfree import DataError
+from batchfree.data.detection import Categories
+from batchfree.train.predict import find_images, predict, read_image
+
+CATEGORIES = Categories((3, 90), ("car", "toothbrush"))
+
+
+class Seer(torch.nn.Module):
+    """Sees a toothbrush in the left half of every image, and a car that it doubts."""
+
+    def forward(self, images):
+        height, width = images[0].shape[1:]
+        masks = torch.zeros(2, 1, height, width)
+        masks[0, 0, :, : width // 2] = 0.9
+        boxes = torch.tensor([[0.0, 0.0, width / 2, height], [1.0, 1.0, 3.0, 3.0]])
+        scores, labels = torch.tensor([0.9, 0.2]), torch.tensor([2, 1])
+        return [{"boxes": boxes, "labels": labels, "scores": scores, "masks": masks}]
+
+
+def save(path, mode="RGB", size=(40, 30), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, 200 if mode in "LP" else None).save(path, **options)
+    return path
+
+
+def test_images_of_files_and_folders(tmp_path):
+    a, b = save(tmp_path / "x" / "a.PNG"), save(tmp_path / "x" / "deep" / "b.jpg")
+    c = save(tmp_path / "c.png")
+    (tmp_path / "x" / "notes.txt").write_text("")
+    found = find_images([tmp_path / "x", c, c])
+    assert [(p, str(n)) for p, n in found] == [(a, "a.PNG"), (b, "deep/b.jpg"), (c, "c.png")]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "CMYK", "I;16"])
+def test_every_mode_is_read_as_rgb(tmp_path, mode):
+    suffix = {"CMYK": "jpg"}.get(mode, "png")
+    image = read_image(save(tmp_path / f"a.{suffix}", mode))
+    assert image.shape == (3, 30, 40)
+    assert image.dtype == torch.uint8
+
+
+def test_an_image_is_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # taken with the camera on its side
+    image = read_image(save(tmp_path / "a.jpg", exif=exif))
+    assert image.shape == (3, 40, 30)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n cut"])
+def test_a_broken_image_is_named(tmp_path, content):
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.png"):
+        read_image(path)
+
+
+def test_what_is_drawn_and_recorded(tmp_path):
+    path = save(tmp_path / "a.png")
+    (found,) = predict(Seer(), CATEGORIES, [(path, path.relative_to(tmp_path))], tmp_path / "out")
+    assert (found.detections, found.error) == (1, None)
+    picture = np.asarray(Image.open(found.drawn))
+    left, right = picture[15:20, 5:15], picture[15:20, 25:35]
+    assert left.any()  # the mask's colour over black
+    assert not right.any()
+
+
+def test_an_image_with_nothing_in_it(tmp_path):
+    class Blind(torch.nn.Module):
+        def forward(self, images):
+            none = torch.zeros(0)
+            size = images[0].shape[1:]
+            return [
+                {
+                    "boxes": none.reshape(0, 4),
+                    "labels": none.long(),
+                    "scores": none,
+                    "masks": torch.zeros(0, 1, *size),
+                }
+            ]
+
+    path = save(tmp_path / "a.png")
+    (found,) = predict(Blind(), CATEGORIES, [(path, path.relative_to(tmp_path))], tmp_path / "out")
+    assert found.detections == 0
+    assert (tmp_path / "out" / "predictions.json").read_text() == "[]"
+
+
+def test_a_full_disk_is_the_systems_error(tmp_path, monkeypatch):
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    path = save(tmp_path / "a.png")
+    monkeypatch.setattr("os.fsync", no_space)
+    with pytest.raises(OSError, match="No space left"):
+        list(predict(Seer(), CATEGORIES, [(path, path.relative_to(tmp_path))], tmp_path / "out"))
+    assert not list((tmp_path / "out").iterdir())
