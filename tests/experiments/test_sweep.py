@@ -13,7 +13,8 @@ import pytest
 from batchfree._errors import SweepError
 from batchfree.experiments import pool, sweep
 from batchfree.experiments.batch_size import make_preset, plan, results_of
-from batchfree.experiments.pool import Run, default_workers
+from batchfree.experiments.batch_size_run import BatchSizeRun
+from batchfree.experiments.pool import default_workers
 from batchfree.experiments.results import read_results, write_row
 from batchfree.experiments.sweep import run_sweep
 
@@ -41,7 +42,8 @@ class Log:
 
 def small(runs):
     return [
-        Run(r.norm, r.normalization_batch, r.config.replace(data={"val_samples": 20})) for r in runs
+        BatchSizeRun(r.norm, r.normalization_batch, r.config.replace(data={"val_samples": 20}))
+        for r in runs
     ]
 
 
@@ -129,7 +131,7 @@ def test_a_results_file_cut_in_half_is_rebuilt_from_the_rows(finished, tmp_path)
 
 def test_a_failing_run_is_named_and_the_others_are_kept(tmp_path):
     broken = RUNS[0].config.replace(model={"name": "resnet_none"})
-    runs = [Run("bn", 2, broken), RUNS[2]]
+    runs = [BatchSizeRun("bn", 2, broken), RUNS[2]]
     with pytest.raises(SweepError, match=r"1 of 2 runs failed.*bn-2-seed0.*resnet_none"):
         go(tmp_path, runs)
     assert len(read_results(tmp_path / "results.json").rows) == 1

@@ -24,7 +24,7 @@ from batchfree.experiments._fields import (
     texts,
     time,
 )
-from batchfree.experiments.results import write_whole
+from batchfree.experiments.store import write_whole
 
 SCHEMA = "batchfree.bench/1"
 JSON_NAME, LINES_NAME = "bench.json", "bench.jsonl"

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from batchfree._checks import suggest
 from batchfree._errors import ConfigError
-from batchfree.experiments.pool import Run
+from batchfree.experiments.batch_size_run import BatchSizeRun
 from batchfree.experiments.results import Results, Row
 from batchfree.recipes import digits_small
 from batchfree.train.checks import check_type, validate
@@ -126,7 +126,7 @@ def plan(
     preset: Preset,
     protocol: ProtocolName = "isolated",
     fields: Mapping[str, Any] | None = None,
-) -> list[Run]:
+) -> list[BatchSizeRun]:
     """The trainings of the experiment, seed by seed, the longest first within a seed.
 
     Args:
@@ -142,7 +142,7 @@ def plan(
     for name, value in (fields or {}).items():
         _check_field(name, value)
     runs = [
-        Run(norm, size, _config(preset, protocol, norm, size, seed, fields or {}))
+        BatchSizeRun(norm, size, _config(preset, protocol, norm, size, seed, fields or {}))
         for norm in preset.norms
         for size in _sizes_to_run(preset, protocol, norm)
         for seed in range(preset.seeds)

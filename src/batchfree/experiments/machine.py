@@ -9,7 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("batchfree", "torch", "torchvision", "lightning", "scikit-learn")
+PACKAGES = (
+    *("batchfree", "torch", "torchvision", "lightning", "scikit-learn", "faster-coco-eval"),
+)
 
 
 def commit() -> str | None:

@@ -6,48 +6,62 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from batchfree._errors import SweepError
 from batchfree.experiments.machine import usable_cores
-from batchfree.experiments.results import CurvePoint, Row
-from batchfree.train.config import Config
+from batchfree.experiments.results import Measured
 
 _MEMORY_PER_WORKER = 1.5e9
-_STOP_CHECK = 10  # steps between looks at whether the sweep still wants the run
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training of a sweep.
-
-    Attributes:
-        norm: what the report calls the norm: bn, gn, ln, in or gn+ws.
-        normalization_batch: the size that the row stands for, or None where it stands for all.
-        config: the training.
-    """
-
-    norm: str
-    normalization_batch: int | None
-    config: Config
+class Run(Protocol):
+    """One training of a sweep, which a process of the pool is given; it has to pickle."""
 
     @property
     def name(self) -> str:
         """Its file's name under rows/, without the ending."""
-        size = "any" if self.normalization_batch is None else self.normalization_batch
-        return f"{self.norm.replace('+', '-')}-{size}-seed{self.config.seed}"
 
     @property
     def steps(self) -> int:
         """Its optimizer steps."""
-        assert self.config.trainer.max_steps is not None
-        return self.config.trainer.max_steps
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its row has as `config`; a row with another is not this run's."""
+
+    @property
+    def row_type(self) -> type[Measured]:
+        """The kind of its row."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the runs that have to be finished before it begins."""
+
+    def is_usable(self) -> bool:
+        """Whether what it leaves to the runs that need it is there."""
+
+    def train(
+        self,
+        on_step: Callable[[int], None],
+        stopping: Callable[[], bool],
+        provenance: dict[str, Any],
+    ) -> Any:
+        """Trains and returns its row.
+
+        Args:
+            on_step: to be called with the number of steps done, counted from 1.
+            stopping: whether the sweep ends, so that the training should too.
+            provenance: fields of the row: commit, versions, machine and command.
+        """
+
+    def tidy(self) -> None:
+        """Its row is kept: what was there to go on with an interrupted training may go."""
 
 
 class SweepInterrupted(KeyboardInterrupt):
@@ -60,16 +74,16 @@ def default_workers(runs: int) -> int:
 
 
 def train_all(
-    runs: list[Run],
+    runs: Sequence[Run],
     workers: int,
     provenance: dict[str, Any],
     failures: list[str],
     advanced: Callable[[int], None],
-) -> Iterator[tuple[Run, Row]]:
+) -> Iterator[tuple[Run, Any]]:
     """Trains the runs and yields each with its row as it finishes.
 
     Args:
-        runs: the trainings, begun in this order.
+        runs: the trainings, begun in this order, but none before those among them that it needs.
         workers: processes.
         provenance: the fields of a row that all runs share: commit, versions, machine, command.
         failures: gets a line for each run that fails; the others go on.
@@ -79,17 +93,18 @@ def train_all(
         SweepError: a process was killed.
         SweepInterrupted: Ctrl-C.
     """
+    waiting = list(runs)
+    futures: dict[Future[Any], Run] = {}
     with _pool(workers) as (pool, done_steps, stop):
-        futures: dict[Future[Row], Run] = {
-            pool.submit(_train, run, provenance): run for run in runs
-        }
-        pending = set(futures)
         try:
-            while pending:
-                finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+            while waiting or futures:
+                while len(futures) < workers and (run := _next(waiting, futures.values())):
+                    waiting.remove(run)
+                    futures[pool.submit(_train, run, provenance)] = run
+                finished, _ = wait(futures, timeout=0.2, return_when=FIRST_COMPLETED)
                 advanced(done_steps.value)
                 for future in finished:
-                    run = futures[future]
+                    run = futures.pop(future)
                     try:
                         yield run, future.result()
                     except BrokenProcessPool:
@@ -99,11 +114,25 @@ def train_all(
                         ) from None
                     except Exception as error:
                         failures.append(f"{run.name}: {type(error).__name__}: {error}")
+                        _drop_dependents(run, waiting, failures)
         except KeyboardInterrupt:
             raise SweepInterrupted from None
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _next(waiting: list[Run], running: Collection[Run]) -> Run | None:
+    """The first run that needs none of those that wait or run."""
+    unfinished = {run.name for run in (*waiting, *running)}
+    return next((run for run in waiting if unfinished.isdisjoint(run.needs)), None)
+
+
+def _drop_dependents(failed: Run, waiting: list[Run], failures: list[str]) -> None:
+    for run in [run for run in waiting if failed.name in run.needs]:
+        waiting.remove(run)
+        failures.append(f"{run.name}: not begun, since it needs {failed.name}")
+        _drop_dependents(run, waiting, failures)
 
 
 @contextmanager
@@ -141,35 +170,18 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _train(run: Run, provenance: dict[str, Any]) -> Row:
+def _train(run: Run, provenance: dict[str, Any]) -> Any:
     """In a worker: one training, as a row."""
-    from batchfree.train.run import fit
+    counted = 0
 
     def on_step(step: int) -> None:
+        nonlocal counted
+        # A resumed training begins with more than one.
         with _done_steps.get_lock():
-            _done_steps.value += 1
-        if step % _STOP_CHECK == 0 and _stop.is_set():
-            raise SweepError("the sweep was stopped")
+            _done_steps.value += step - counted
+        counted = step
 
-    result = fit(run.config, on_step=on_step)
-    curve = tuple(
-        CurvePoint(p["step"], p["train_loss"], p["train_error"], p["val_error"])
-        for p in result.curve
-    )
-    return Row(
-        norm=run.norm,
-        normalization_batch=run.normalization_batch,
-        seed=run.config.seed,
-        steps=run.steps,
-        batch_size=run.config.batch_size,
-        learning_rate=run.config.learning_rate(),
-        train_error=result.train_error,
-        val_error=result.val_error,
-        curve=curve,
-        seconds=round(result.seconds, 2),
-        config=run.config.to_dict(),
-        **provenance,
-    )
+    return run.train(on_step, _stop.is_set, provenance)
 
 
 def _available_memory() -> float:

@@ -5,16 +5,11 @@
 
 from __future__ import annotations
 
-import errno
-import json
 import os
-import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from batchfree._errors import ResultsError
-from batchfree._files import write_atomically
 from batchfree.experiments._fields import (
     Checked,
     bad_field,
@@ -31,11 +26,10 @@ from batchfree.experiments._fields import (
     texts,
     time,
 )
+from batchfree.experiments.store import Stored, read_file, write_file
 
 SCHEMA = "batchfree.results/1"
 ROW_SCHEMA = "batchfree.row/1"
-
-_T = TypeVar("_T", bound=Checked)
 
 
 @dataclass(frozen=True)
@@ -56,42 +50,29 @@ class CurvePoint(Checked):
     val_error: float | None = field(metadata=by(optional(number(0, 100))))
 
 
-@dataclass(frozen=True)
-class Row(Checked):
-    """One finished training run.
+@dataclass(frozen=True, kw_only=True)
+class Measured(Stored):
+    """What every finished training run says of itself, whatever it measured.
 
     Attributes:
-        norm: `"bn"`, `"gn"`, `"ln"`, `"in"`, `"gn+ws"` or another norm's name.
-        normalization_batch: samples that BN takes its statistics over; None where the run does
-            not depend on it, so that it stands for every size.
         seed: the run's seed.
         steps: SGD steps.
         batch_size: images in an SGD step, over all workers.
         learning_rate: the base learning rate after warm-up.
-        train_error: training error at the end, in %.
-        val_error: validation error in %: the median of the last five evaluations, as the paper
-            takes it. A run that diverged has the chance-level error that was measured.
-        curve: the learning curve, in order of steps.
         seconds: wall-clock seconds.
         commit: the code's commit, with `+dirty` where files had changed; None outside a checkout.
         versions: package name to version.
         machine: `cpu` (text), `cores` (a count) and `system` (text), and more where known.
         command: the command, exactly as it can be run again.
         config: everything else that is needed to build the run again.
-
-    Raises:
-        ResultsError: a field of the wrong type or range; it is a `ValueError`.
     """
 
-    norm: str = field(metadata=by(text))
-    normalization_batch: int | None = field(metadata=by(optional(integer(1))))
+    REMEDY = "it holds one run; delete it"
+
     seed: int = field(metadata=by(integer(0)))
     steps: int = field(metadata=by(integer(1)))
     batch_size: int = field(metadata=by(integer(1)))
     learning_rate: float = field(metadata=by(number(0)))
-    train_error: float = field(metadata=by(number(0, 100)))
-    val_error: float = field(metadata=by(number(0, 100)))
-    curve: tuple[CurvePoint, ...] = field(metadata=by(sequence(CurvePoint)))
     seconds: float = field(metadata=by(number(0)))
     commit: str | None = field(metadata=by(optional(text)))
     versions: dict[str, str] = field(metadata=by(texts))
@@ -101,6 +82,35 @@ class Row(Checked):
     command: str = field(metadata=by(text))
     config: dict[str, Any] = field(metadata=by(json_object()))
 
+
+_M = TypeVar("_M", bound=Measured)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(Measured):
+    """One finished training run of a classifier.
+
+    Attributes:
+        norm: `"bn"`, `"gn"`, `"ln"`, `"in"`, `"gn+ws"` or another norm's name.
+        normalization_batch: samples that BN takes its statistics over; None where the run does
+            not depend on it, so that it stands for every size.
+        train_error: training error at the end, in %.
+        val_error: validation error in %: the median of the last five evaluations, as the paper
+            takes it. A run that diverged has the chance-level error that was measured.
+        curve: the learning curve, in order of steps.
+
+    Raises:
+        ResultsError: a field of the wrong type or range; it is a `ValueError`.
+    """
+
+    SCHEMA = ROW_SCHEMA
+
+    norm: str = field(metadata=by(text))
+    normalization_batch: int | None = field(metadata=by(optional(integer(1))))
+    train_error: float = field(metadata=by(number(0, 100)))
+    val_error: float = field(metadata=by(number(0, 100)))
+    curve: tuple[CurvePoint, ...] = field(metadata=by(sequence(CurvePoint)))
+
     @property
     def key(self) -> tuple[str, int | None, int]:
         """What tells a run from the others of its experiment: norm, normalisation batch, seed."""
@@ -108,7 +118,7 @@ class Row(Checked):
 
 
 @dataclass(frozen=True)
-class Results(Checked):
+class Results(Stored):
     """Every finished run of one experiment.
 
     Attributes:
@@ -125,6 +135,9 @@ class Results(Checked):
         ResultsError: a field of the wrong type or range, a row with a normalisation batch that is
             not among `sizes`, or the same run twice.
     """
+
+    SCHEMA = SCHEMA
+    REMEDY = "finished runs are kept beside it under rows/"
 
     experiment: str = field(metadata=by(choice("batch-size")))
     protocol: str = field(metadata=by(choice("isolated", "paper")))
@@ -164,15 +177,15 @@ def read_results(path: str | os.PathLike[str]) -> Results:
         Traceback (most recent call last):
         batchfree._errors.ResultsError: /nowhere/results.json: there is no such file; ...
     """
-    return _read(Path(path), SCHEMA, Results, "finished runs are kept beside it under rows/")
+    return read_file(path, Results)
 
 
-def read_row(path: str | os.PathLike[str]) -> Row:
-    """Read a file that holds one run; errors as those of `read_results`."""
-    return _read(Path(path), ROW_SCHEMA, Row, "it holds one run; delete it")
+def read_row(path: str | os.PathLike[str], kind: type[_M] = Row) -> _M:  # type: ignore[assignment]
+    """Read a file that holds one run, of a classifier by default; errors as `read_results`."""
+    return read_file(path, kind)
 
 
-def write_results(path: str | os.PathLike[str], results: Results) -> None:
+def write_results(path: str | os.PathLike[str], results: Stored) -> None:
     """Write a results file in one piece: it is whole, or the old one is left as it was.
 
     Args:
@@ -192,82 +205,9 @@ def write_results(path: str | os.PathLike[str], results: Results) -> None:
         ...     read_results(f"{folder}/results.json") == results
         True
     """
-    content = results.to_json()
-    rows = ",\n".join(_dump(row) for row in content.pop("rows"))
-    head = {"schema": SCHEMA, **content}
-    lines = [f"{_dump(name)}: {_dump(value)}" for name, value in head.items()]
-    lines.append(f'"rows": [\n{rows}\n]')
-    write_whole(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+    write_file(path, results)
 
 
-def write_row(path: str | os.PathLike[str], row: Row) -> None:
+def write_row(path: str | os.PathLike[str], row: Measured) -> None:
     """Write one run into a file of its own; otherwise as `write_results`."""
-    write_whole(path, (_dump({"schema": ROW_SCHEMA, **row.to_json()}) + "\n").encode())
-
-
-def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file in one piece: a reader finds the old content or the new, never a part.
-
-    Raises:
-        OSError: as `write_results`.
-    """
-    target = Path(path)
-    try:
-        if target.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(target, content)
-    except OSError as error:
-        code = error.errno or errno.EIO
-        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            remedy = "free some space and run the same command again"
-        else:
-            remedy = "choose another file or folder, one that you may write to"
-        reason = f"cannot write it ({os.strerror(code)}), what was there before is untouched"
-        raise OSError(code, f"{reason}; {remedy}", str(target)) from error
-
-
-def _dump(value: object) -> str:
-    return json.dumps(value, allow_nan=False)
-
-
-def _read(path: Path, schema: str, kind: type[_T], kept: str) -> _T:
-    again = f"{kept}; run the same command again to rebuild it"
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise ResultsError(
-            f"{path}: there is no such file; name the results.json of a finished experiment "
-            "(`batchfree demo` makes one)"
-        ) from None
-    except OSError as error:
-        raise ResultsError(f"{path}: cannot be read ({error.strerror}); name a file") from error
-    try:
-        value = json.loads(content.decode("utf-8-sig"), parse_constant=_no_constant)
-    except ResultsError as error:
-        raise ResultsError(f"{path}: {error}; {again}") from None
-    except (ValueError, RecursionError) as error:
-        problem = "the file ends early" if _is_cut(content) else f"not JSON ({error})"
-        raise ResultsError(f"{path}: {problem}; {again}") from None
-    if not isinstance(value, dict) or "schema" not in value:
-        raise ResultsError(f"{path}: not a batchfree file: it has no field 'schema'; name another")
-    if value["schema"] != schema:
-        raise ResultsError(
-            f"{path}: schema {value['schema']!r} where {schema!r} is read; name a file of that "
-            "schema, or read it with the batchfree version that wrote it"
-        )
-    try:
-        return kind.from_json({name: item for name, item in value.items() if name != "schema"})
-    except (ResultsError, RecursionError) as error:
-        raise ResultsError(f"{path}: {error}; the file is damaged: {again}") from None
-
-
-def _no_constant(name: str) -> None:
-    raise ResultsError(f"{name} is not a JSON number")
-
-
-def _is_cut(content: bytes) -> bool:
-    """Whether brackets or quotes that the text opens are never closed."""
-    bare = re.sub(rb'"(?:[^"\\]|\\.)*"', b"", content, flags=re.DOTALL)
-    opened = sum(map(bare.count, (b"{", b"["))) - sum(map(bare.count, (b"}", b"]")))
-    return not content.strip() or b'"' in bare or opened > 0
+    write_file(path, row)

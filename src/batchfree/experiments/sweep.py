@@ -9,12 +9,16 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from batchfree._errors import ConfigError, ResultsError, SweepError
+from batchfree.experiments._fields import plain
 from batchfree.experiments.machine import commit, machine, versions
 from batchfree.experiments.pool import Run, default_workers, train_all
-from batchfree.experiments.results import Results, Row, read_row, write_results, write_row
+from batchfree.experiments.results import read_row, write_results, write_row
+from batchfree.experiments.store import Stored
+
+_R = TypeVar("_R", bound=Stored)
 
 
 class Watcher(Protocol):
@@ -26,7 +30,7 @@ class Watcher(Protocol):
     def advanced(self, steps: int) -> None:
         """So many of the steps are done, over all runs."""
 
-    def finished(self, row: Row) -> None:
+    def finished(self, row: Any) -> None:
         """A run has finished and its row is kept."""
 
     def warned(self, message: str) -> None:
@@ -36,18 +40,19 @@ class Watcher(Protocol):
 def run_sweep(
     runs: Sequence[Run],
     folder: Path,
-    make_results: Callable[[tuple[Row, ...]], Results],
+    make_results: Callable[[tuple[Any, ...]], _R],
     *,
     command: str,
     watcher: Watcher,
     workers: int | None = None,
-) -> Results:
+) -> _R:
     """Trains what is missing of `runs` and returns all their rows.
 
     Args:
-        runs: the trainings; longest first keeps all processes busy to the end.
+        runs: the trainings, begun in this order as far as their needs let them; longest first
+            keeps all processes busy to the end.
         folder: where `rows/` and `results.json` go.
-        make_results: wraps rows into the experiment's Results.
+        make_results: wraps rows, in the order of their runs, into the experiment's results.
         command: the command that the rows name as theirs.
         watcher: told of the sweep's progress.
         workers: processes, of one thread each; by default as many as the machine bears.
@@ -63,11 +68,11 @@ def run_sweep(
         raise ConfigError(f"workers must be at least 1, got {workers}")
     rows = _kept_rows(runs, folder, watcher)
     write_results(folder / "results.json", make_results(_in_order(runs, rows)))
-    missing = [run for run in runs if run.name not in rows]
+    missing = _missing(runs, rows)
     workers = min(workers or default_workers(len(missing)), max(1, len(missing)))
-    watcher.started(len(runs), len(rows), sum(run.steps for run in missing), workers)
+    watcher.started(len(runs), len(runs) - len(missing), sum(run.steps for run in missing), workers)
     failures: list[str] = []
-    unwritten: list[tuple[Run, Row]] = []
+    unwritten: list[tuple[Run, Any]] = []
     provenance = {
         "commit": commit(),
         "versions": versions(),
@@ -93,15 +98,23 @@ def run_sweep(
     return results
 
 
-def _in_order(runs: Sequence[Run], rows: dict[str, Row]) -> tuple[Row, ...]:
+def _in_order(runs: Sequence[Run], rows: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(rows[run.name] for run in runs if run.name in rows)
+
+
+def _missing(runs: Sequence[Run], rows: dict[str, Any]) -> list[Run]:
+    """The runs without a row, and those whose leavings such a run needs and that have lost them."""
+    needed = {name for run in runs if run.name not in rows for name in run.needs}
+    return [
+        run for run in runs if run.name not in rows or (run.name in needed and not run.is_usable())
+    ]
 
 
 def _row_path(folder: Path, run: Run) -> Path:
     return folder / "rows" / f"{run.name}.json"
 
 
-def _kept_rows(runs: Sequence[Run], folder: Path, watcher: Watcher) -> dict[str, Row]:
+def _kept_rows(runs: Sequence[Run], folder: Path, watcher: Watcher) -> dict[str, Any]:
     """The rows of runs that finished earlier with the same config."""
     rows = {}
     for run in runs:
@@ -109,30 +122,31 @@ def _kept_rows(runs: Sequence[Run], folder: Path, watcher: Watcher) -> dict[str,
         if not path.exists():
             continue
         try:
-            row = read_row(path)
+            row = read_row(path, run.row_type)
         except ResultsError as error:
             watcher.warned(f"trained again, since its row cannot be read: {error}")
             continue
-        if row.config == run.config.to_dict():
+        if row.config == plain(run.settings, "settings"):
             rows[run.name] = row
         else:
             watcher.warned(f"trained again, since its settings have changed: {path}")
     return rows
 
 
-def _write(waiting: list[tuple[Run, Row]], folder: Path, watcher: Watcher) -> list[tuple[Run, Row]]:
+def _write(waiting: list[tuple[Run, Any]], folder: Path, watcher: Watcher) -> list[tuple[Run, Any]]:
     """Writes the rows that wait; returns those that could not be written, to be tried again."""
     still = []
     for run, row in waiting:
         try:
             write_row(_row_path(folder, run), row)
+            run.tidy()
         except OSError as error:
             watcher.warned(f"{error}; the run is kept in memory and tried again")
             still.append((run, row))
     return still
 
 
-def _rescue(unwritten: list[tuple[Run, Row]], folder: Path) -> None:
+def _rescue(unwritten: list[tuple[Run, Any]], folder: Path) -> None:
     if not unwritten:
         return
     refuge = Path(tempfile.mkdtemp(prefix="batchfree-rows-"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from batchfree._errors import ConfigError
 from batchfree.bench.results import Bench
-from batchfree.experiments.results import write_whole
+from batchfree.experiments.store import write_whole
 from batchfree.report import bench_words
 from batchfree.report.bench_charts import bench_charts
 from batchfree.report.templating import fill

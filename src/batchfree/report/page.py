@@ -9,7 +9,8 @@ from typing import Any
 
 from batchfree._errors import ConfigError
 from batchfree.experiments.paper import IMAGENET_RESNET50
-from batchfree.experiments.results import Results, write_whole
+from batchfree.experiments.results import Results
+from batchfree.experiments.store import write_whole
 from batchfree.report import provenance, tables, words
 from batchfree.report.charts import Chart, charts
 from batchfree.report.figures_plotly import plotly_figures
