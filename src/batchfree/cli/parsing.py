@@ -10,7 +10,7 @@ from typing import Any
 from batchfree._checks import suggest
 from batchfree._errors import ConfigError
 
-EXPERIMENTS = ("batch-size",)
+EXPERIMENTS = ("batch-size", "detection", "scratch")
 INTERRUPTED = 130
 
 

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from batchfree.experiments.batch_size import Preset, ProtocolName
 
 _PROTOCOLS = ("isolated", "paper")
+_OPTIONS_OF = {
+    **dict.fromkeys(("protocol", "sizes"), "batch-size"),
+    **dict.fromkeys(("batches", "images", "accelerator"), "detection"),
+}
 
 
 def demo(args: list[str]) -> int:
@@ -42,22 +46,45 @@ def reproduce(args: list[str]) -> int:
         "a training's config (batchfree train --help) may be given, as in --optimizer.base_lr 0.1; "
         "it holds for every norm.",
     )
-    parser.add_argument("experiment", help="batch-size")
     parser.add_argument(
+        "experiment",
+        help="batch-size: classification over the normalisation batch; detection: Mask R-CNN, "
+        "backbone x head norm, fine-tuned; scratch: Mask R-CNN from scratch at batches 2 and 1",
+    )
+    parser.add_argument("--preset", default="hour", help="quick, demo (batch-size) or hour")
+    parser.add_argument(
+        "--norms",
+        nargs="+",
+        metavar="NORM",
+        help="batch-size: bn gn ln in gn+ws; scratch: gn bn ln none; detection: gn frozen_bn "
+        "frozen_bn+gn frozen_bn+bn bn gn-scratch, the backbone's and, after a +, the heads'",
+    )
+    parser.add_argument("--seeds", type=int, metavar="N", help="number of seeds")
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="optimizer steps at a batch of 32; of 2 in detection"
+    )
+    classes = parser.add_argument_group("batch-size")
+    classes.add_argument(
         "--protocol",
         choices=_PROTOCOLS,
-        default="isolated",
         help="isolated: only the normalisation batch changes (default); paper: eight workers of n "
         "images each, the learning rate scaled with n",
     )
-    parser.add_argument("--preset", default="hour", help="quick, demo or hour (default)")
-    parser.add_argument("--norms", nargs="+", metavar="NORM", help="bn gn ln in gn+ws")
-    parser.add_argument("--sizes", nargs="+", type=int, metavar="N", help="normalisation batches")
-    parser.add_argument("--seeds", type=int, metavar="N", help="number of seeds")
-    parser.add_argument("--steps", type=int, metavar="N", help="optimizer steps at a batch of 32")
+    classes.add_argument("--sizes", nargs="+", type=int, metavar="N", help="normalisation batches")
+    boxes = parser.add_argument_group("detection and scratch")
+    boxes.add_argument("--batches", nargs="+", type=int, metavar="N", help="images in a step")
+    boxes.add_argument("--images", type=int, metavar="N", help="images of a training")
+    boxes.add_argument("--accelerator", choices=("auto", "cpu", "gpu"), help="auto by default")
     _add_output(parser)
     options, fields = parse_fields(parser, args)
     check_experiment(options.experiment)
+    kind = "batch-size" if options.experiment == "batch-size" else "detection"
+    for option, of in _OPTIONS_OF.items():
+        if getattr(options, option) is not None and of != kind:
+            owner = "batch-size" if of == "batch-size" else "detection and scratch"
+            raise ConfigError(f"--{option} is an option of {owner}, not of {options.experiment}")
+    if kind == "detection":
+        return _run_detection(args, options, fields)
     from batchfree.experiments.batch_size import make_preset
 
     preset = make_preset(
@@ -67,11 +94,10 @@ def reproduce(args: list[str]) -> int:
         seeds=options.seeds,
         steps=options.steps,
     )
-    default = Path("runs") / f"batch-size-{options.protocol}-{options.preset}"
+    protocol: ProtocolName = options.protocol or "isolated"
+    default = Path("runs") / f"batch-size-{protocol}-{options.preset}"
     output = options.output or default
-    return _run(
-        "reproduce", args, preset, options.preset, options.protocol, output, options, fields
-    )
+    return _run("reproduce", args, preset, options.preset, protocol, output, options, fields)
 
 
 def report(args: list[str]) -> int:
@@ -87,8 +113,10 @@ def report(args: list[str]) -> int:
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     options = parse(parser, args)
     from batchfree.bench.results import is_bench, read_bench
+    from batchfree.experiments.detection_results import DetectionResults
     from batchfree.experiments.results import read_results
-    from batchfree.report import write_bench_page, write_report
+    from batchfree.experiments.store import read_file, schema_of
+    from batchfree.report import write_bench_page, write_detection_report, write_report
 
     timings = [path for path in options.results if is_bench(path)]
     if timings:
@@ -101,6 +129,16 @@ def report(args: list[str]) -> int:
         _show(page, options.open)
         return 0
     files = [path / "results.json" if path.is_dir() else path for path in options.results]
+    detections = [file for file in files if schema_of(file) == DetectionResults.SCHEMA]
+    if detections:
+        if len(detections) < len(files):
+            raise ConfigError(
+                "detection and classification do not share a page; name one kind, "
+                f"such as {' '.join(map(str, detections))}"
+            )
+        found = [read_file(file, DetectionResults) for file in files]
+        _show(write_detection_report(found, options.output), options.open)
+        return 0
     _show(write_report([read_results(file) for file in files], options.output), options.open)
     return 0
 
@@ -121,7 +159,7 @@ def _run(
     options: argparse.Namespace,
     fields: dict[str, Any] | None = None,
 ) -> int:
-    from batchfree.cli.progress import SweepProgress
+    from batchfree.cli.progress import SweepProgress, describe_row, print_errors
     from batchfree.experiments.batch_size import command_line, plan, results_of
     from batchfree.experiments.sweep import run_sweep
     from batchfree.report import check_installed, write_report
@@ -129,7 +167,7 @@ def _run(
     check_installed()
     line = command_line([command, *args])
     runs = plan(preset, protocol, fields)
-    with SweepProgress(line, output) as progress:
+    with SweepProgress(line, output, describe_row) as progress:
         results = run_sweep(
             runs,
             output,
@@ -140,8 +178,45 @@ def _run(
             watcher=progress,
             workers=options.workers,
         )
-    progress.table(results)
+    print_errors(results)
     _show(write_report(results, output / "report.html"), options.open)
+    return 0
+
+
+def _run_detection(args: list[str], options: argparse.Namespace, fields: dict[str, Any]) -> int:
+    from batchfree.cli.progress import SweepProgress, describe_detection, print_precision
+    from batchfree.experiments.batch_size import command_line
+    from batchfree.experiments.detection import make_preset, plan, results_of
+    from batchfree.experiments.sweep import run_sweep
+    from batchfree.report import check_installed, write_detection_report
+
+    check_installed()
+    experiment = options.experiment
+    preset = make_preset(
+        experiment,
+        options.preset,
+        norms=options.norms,
+        batches=options.batches,
+        seeds=options.seeds,
+        images=options.images,
+        steps=options.steps,
+    )
+    output = options.output or Path("runs") / f"{experiment}-{options.preset}"
+    line = command_line(["reproduce", *args])
+    runs = plan(experiment, preset, output, options.accelerator or "auto", fields)
+    with SweepProgress(line, output, describe_detection) as progress:
+        results = run_sweep(
+            runs,
+            output,
+            lambda rows: results_of(
+                rows, runs, experiment=experiment, preset_name=options.preset, command=line
+            ),
+            command=line,
+            watcher=progress,
+            workers=options.workers,
+        )
+    print_precision(results)
+    _show(write_detection_report([results], output / "report.html"), options.open)
     return 0
 
 

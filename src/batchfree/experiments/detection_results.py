@@ -51,7 +51,9 @@ def _tables(value: Any, name: str) -> dict[str, dict[str, float | None]]:
 def _box(value: Any, name: str) -> tuple[float, ...]:
     if not isinstance(value, list | tuple) or len(value) != 4:
         raise bad_field(name, "left, top, width and height", value)
-    return tuple(number(-1e6, 1e6)(side, f"{name}[{k}]") for k, side in enumerate(value))
+    least = (-1e6, -1e6, 0, 0)
+    checked = zip(least, value, strict=True)
+    return tuple(number(low, 1e6)(side, f"{name}[{k}]") for k, (low, side) in enumerate(checked))
 
 
 def _texts(value: Any, name: str) -> tuple[str, ...]:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from batchfree._errors import ConfigError
 from batchfree.bench.results import Bench
+from batchfree.experiments.detection_results import DetectionResults
 from batchfree.experiments.results import Results
 
-__all__ = ["check_installed", "write_bench_page", "write_report"]
+__all__ = ["check_installed", "write_bench_page", "write_detection_report", "write_report"]
 
 _LIBRARIES = ("plotly", "jinja2", "markupsafe", "matplotlib")
 
@@ -66,6 +67,48 @@ def write_report(
         from batchfree.report.page import write
 
         return write(several, output, figures)
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library not in _LIBRARIES:
+            raise
+        raise _missing(library) from None
+
+
+def write_detection_report(
+    results: Sequence[DetectionResults],
+    output: str | os.PathLike[str],
+    *,
+    figures: bool = True,
+) -> Path:
+    """Write detection experiments as one HTML page that needs nothing but itself.
+
+    The scenes of the pictures are made anew from their ids; one that has changed since is left out
+    and counted on the page.
+
+    Args:
+        results: what `batchfree.experiments.store.read_file(path, DetectionResults)` gives; at
+            least one. Incomplete results are drawn as far as they go.
+        output: the page, such as `report.html`; folders above it are made.
+        figures: also write `report-curves` as `.png` and `.svg`, where there are rows to draw.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        ConfigError: a library of the `report` or `detect` extra is not installed, or there is no
+            result.
+        ResultsError: a detection that does not fit its scene.
+        OSError: a file cannot be written; the message names it and what to do.
+    """
+    if find_spec("faster_coco_eval") is None:
+        raise ConfigError(
+            "the pictures need faster_coco_eval, which is not installed: "
+            'pip install "batchfree[detect]"'
+        )
+    try:
+        from batchfree.report.detection_page import write
+
+        return write(results, output, figures)
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
         if library not in _LIBRARIES:

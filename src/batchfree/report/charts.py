@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from batchfree.experiments.results import Results, Row
+from batchfree.experiments.results import Measured, Results, Row
 from batchfree.report import series
 from batchfree.report.styles import (
     Style,
@@ -50,6 +50,7 @@ class Chart:
             number of steps.
         x_end, y_top: the ends of the axes, which start at zero.
         rows: the runs it is drawn from.
+        x_unit: what an x that is no size counts, in words.
     """
 
     key: str
@@ -61,7 +62,8 @@ class Chart:
     sizes: tuple[int, ...]
     x_end: float
     y_top: float
-    rows: tuple[Row, ...]
+    rows: tuple[Measured, ...]
+    x_unit: str = "SGD steps"
 
     @property
     def legend(self) -> dict[str, Style]:

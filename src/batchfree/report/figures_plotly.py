@@ -87,7 +87,7 @@ def _layout(chart: Chart, panel: Panel) -> dict[str, Any]:
         "ticklen": 4,
         "spikecolor": "var(--axis)",
         "spikethickness": 1,
-        "unifiedhovertitle": {"text": "%{x:,} SGD steps"},
+        "unifiedhovertitle": {"text": f"%{{x:,}} {chart.x_unit}"},
     }
     if chart.sizes:
         pad = 0.08

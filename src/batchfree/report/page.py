@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,31 +26,33 @@ def write(results: Sequence[Results], output: str | os.PathLike[str], figures: b
     path = Path(output)
     drawn = [charts(item) for item in results]
     stems = [path.stem if rank == 0 else f"{path.stem}-{rank + 1}" for rank in range(len(drawn))]
-    pictures: dict[Path, bytes] = {}
+    static: dict[Path, bytes] = {}
     if figures:
-        from batchfree.report.figures_static import static_figure
-
         for stem, found in zip(stems, drawn, strict=True):
-            for chart in found:
-                if chart.key in _STATIC:
-                    for suffix, content in static_figure(chart).items():
-                        pictures[path.with_name(f"{stem}-{chart.key}{suffix}")] = content
+            static |= static_files(path.with_name(stem), found)
     write_whole(path, render(results, drawn).encode("utf-8", "replace"))
-    for place, content in pictures.items():
+    for place, content in static.items():
         write_whole(place, content)
     return path
+
+
+def static_files(stem: Path, found: Sequence[Chart]) -> dict[Path, bytes]:
+    """The figures that stand beside a page, by their paths, which begin with `stem`."""
+    from batchfree.report.figures_static import static_figure
+
+    return {
+        stem.with_name(f"{stem.name}-{chart.key}{suffix}"): content
+        for chart in found
+        if chart.key in _STATIC
+        for suffix, content in static_figure(chart).items()
+    }
 
 
 def render(results: Sequence[Results], drawn: Sequence[Sequence[Chart]]) -> str:
     """The page's HTML."""
     pairs = zip(results, drawn, strict=True)
     sections = [_section(item, found, rank) for rank, (item, found) in enumerate(pairs)]
-    plots = {
-        plot["id"]: {**plot["figure"], "group": chart["id"]}
-        for section in sections
-        for chart in section["charts"]
-        for plot in chart["plots"]
-    }
+    plots = plots_of(chart for section in sections for chart in section["charts"])
     styles = [style for found in drawn for chart in found for style in chart.legend.values()]
     return fill(
         "page.html.j2",
@@ -63,6 +65,15 @@ def render(results: Sequence[Results], drawn: Sequence[Sequence[Chart]]) -> str:
     )
 
 
+def plots_of(shown: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Plotly's part of some charts' values, by element id."""
+    return {
+        plot["id"]: {**plot["figure"], "group": chart["id"]}
+        for chart in shown
+        for plot in chart["plots"]
+    }
+
+
 def _section(results: Results, found: Sequence[Chart], rank: int) -> dict[str, Any]:
     return {
         "id": f"experiment-{rank + 1}",
@@ -71,7 +82,7 @@ def _section(results: Results, found: Sequence[Chart], rank: int) -> dict[str, A
         "lead": words.lead(results),
         "missing": words.missing(results),
         "cautions": words.cautions(results),
-        "charts": [_chart(results, chart, f"e{rank + 1}-{chart.key}") for chart in found],
+        "charts": [chart_values(results, chart, f"e{rank + 1}-{chart.key}") for chart in found],
         "table": tables.our_table(results),
         "runs": tables.runs_table(results),
         "facts": provenance.facts(results, results.rows),
@@ -79,7 +90,8 @@ def _section(results: Results, found: Sequence[Chart], rank: int) -> dict[str, A
     }
 
 
-def _chart(results: Results, chart: Chart, name: str) -> dict[str, Any]:
+def chart_values(results: provenance.Commanded, chart: Chart, name: str) -> dict[str, Any]:
+    """What the template's macro `plotted` shows of a chart; `name` begins its elements' ids."""
     plots = [
         {
             "id": f"{name}-{index}",

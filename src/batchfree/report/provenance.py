@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from batchfree.experiments.results import Results, Row
+from batchfree.experiments.results import Measured
 from batchfree.report import series
 
 _MOST_VALUES = 8
@@ -22,7 +22,15 @@ class Fact:
     code: bool = False
 
 
-def brief(rows: Sequence[Row]) -> str:
+class Commanded(Protocol):
+    """Results of any experiment, which know the command that made them."""
+
+    @property
+    def command(self) -> str:
+        """The command."""
+
+
+def brief(rows: Sequence[Measured]) -> str:
     """The line under a figure: how many runs, seeds, steps, and the commit."""
     runs = f"{len(rows)} run{'s' * (len(rows) != 1)}"
     seeds = series.seeds(rows)
@@ -34,7 +42,7 @@ def brief(rows: Sequence[Row]) -> str:
     )
 
 
-def facts(results: Results, rows: Sequence[Row]) -> list[Fact]:
+def facts(results: Commanded, rows: Sequence[Measured]) -> list[Fact]:
     """What made these runs of an experiment."""
     if not rows:
         return [Fact("Command", (results.command,), code=True)]
@@ -51,7 +59,7 @@ def facts(results: Results, rows: Sequence[Row]) -> list[Fact]:
     ]
 
 
-def settings(rows: Sequence[Row]) -> list[Fact]:
+def settings(rows: Sequence[Measured]) -> list[Fact]:
     """The rest of the runs' configuration, a fact for each setting."""
     flat = [dict(_flat(row.config)) for row in rows]
     names = {name: None for config in flat for name in config}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from batchfree.experiments.results import Results, Row
+from batchfree.experiments.results import Measured, Results, Row
 from batchfree.report.styles import norm_order
 
 
@@ -99,7 +99,7 @@ def curve(rows: Sequence[Row], quantity: str) -> Curve | None:
     )
 
 
-def seeds(rows: Iterable[Row]) -> list[int]:
+def seeds(rows: Iterable[Measured]) -> list[int]:
     """The seeds of some rows, ascending, each once."""
     return sorted({row.seed for row in rows})
 
