@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from batchfree.experiments.detection import make_preset, plan, results_of
-from batchfree.experiments.detection_run import BackboneRun, DetectionRun
+from batchfree.experiments.detection_run import BackboneRun
 from batchfree.experiments.sweep import run_sweep
 
 COMMAND = "batchfree reproduce scratch --preset quick"
@@ -40,11 +40,11 @@ class Log:
         self.notes.append(message)
 
 
-def tiny_plan(experiment, folder, norms=None, steps=2, **preset):
+def tiny_plan(experiment, folder, norms=None, steps=2, fields=None, **preset):
     """The runs of an experiment at the smallest scale."""
     scale = make_preset(experiment, "quick", norms=norms, steps=steps)
     scale = replace(scale, val_samples=3, evaluations=2, backbone_steps=2, **preset)
-    return [_tiny(run) for run in plan(experiment, scale, folder, "cpu", FIELDS)]
+    return [_tiny(run) for run in plan(experiment, scale, folder, "cpu", FIELDS | (fields or {}))]
 
 
 def _tiny(run):
@@ -67,6 +67,3 @@ def go(runs, folder, experiment, workers=1):
         workers=workers,
     )
     return results, log
-
-
-__all__ = ["COMMAND", "DetectionRun", "Log", "go", "tiny_plan"]

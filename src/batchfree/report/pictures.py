@@ -6,7 +6,9 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import matplotlib
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -26,6 +28,7 @@ _COLOURS = (
     *("#4e79a7", "#f28e2b", "#e15759", "#76b7b2", "#59a14f"),
     *("#edc948", "#b07aa1", "#ff9da7", "#9c755f", "#bab0ac"),
 )
+_FONT = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf")
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,18 @@ def _picture(image: Tensor, detections: Sequence[Detection], failure: str | None
         ]
         drawn = draw_segmentation_masks(drawn, masks.bool(), alpha=0.45, colors=colours)
         boxes = scale * torch.tensor(corners, dtype=torch.float32)
-        drawn = draw_bounding_boxes(drawn, boxes, labels, colours, width=2)
+        drawn = draw_bounding_boxes(
+            drawn,
+            boxes,
+            labels,
+            colours,
+            width=2,
+            font=_FONT,
+            font_size=17,
+            label_colors="white",
+            label_background_colors=[_darker(colour) for colour in colours],
+            fill_labels=True,
+        )
     words = failure or (", ".join(digits) if digits else "nothing found")
     return Picture(_data_uri(drawn), words)
 
@@ -128,6 +142,11 @@ def _picture(image: Tensor, detections: Sequence[Detection], failure: str | None
 def _larger(images: Tensor, scale: int) -> Tensor:
     """(N, H, W) uint8, every pixel `scale` times as wide and high."""
     return F.interpolate(images[None], scale_factor=scale, mode="nearest")[0]
+
+
+def _darker(colour: str) -> str:
+    """The colour as a ground for white letters."""
+    return "#" + "".join(f"{int(colour[k : k + 2], 16) * 6 // 10:02x}" for k in (1, 3, 5))
 
 
 def _data_uri(picture: Tensor) -> str:
