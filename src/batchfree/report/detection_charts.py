@@ -24,8 +24,9 @@ def detection_charts(results: DetectionResults) -> list[Chart]:
             key="curves",
             title="Average precision during training",
             note=(band if several else "One seed.")
-            + " The axes are the same in both panels; a batch of 1 takes twice the steps of a "
-            "batch of 2 for the same images.",
+            + " The axes are the same in both panels."
+            + " Smaller batches take more steps for the same images."
+            * (len(series.batches(results)) > 1),
             panels=tuple(panels),
             x_label="images seen in training",
             y_label="AP on unseen digits (%)",

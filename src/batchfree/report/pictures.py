@@ -23,10 +23,10 @@ from batchfree.experiments.detection_results import Detection, DetectionResults,
 from batchfree.report import detection_series as series
 
 _SIDE = 256  # pixels of a drawn scene, about
-# Tableau's ten colours, one for each digit.
+# Tableau's ten colours, the bright ones, one for each digit.
 _COLOURS = (
-    *("#4e79a7", "#f28e2b", "#e15759", "#76b7b2", "#59a14f"),
-    *("#edc948", "#b07aa1", "#ff9da7", "#9c755f", "#bab0ac"),
+    *("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd"),
+    *("#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf"),
 )
 _FONT = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf")
 
@@ -77,7 +77,7 @@ def picture_grid(results: DetectionResults) -> PictureGrid | None:
             Detection(r["image_id"], r["category_id"], 1.0, tuple(r["bbox"]), r["segmentation"])
             for r in annotation_records(scene, first_id=1)
         ]
-        pictures = [_picture(scene.image, truth, None)]
+        pictures = [_picture(scene.image, truth, truth=True)]
         pictures += [_run_picture(scene.image, row, pictured.image_id) for row in runs]
         found.append((f"Scene {pictured.image_id}", tuple(pictures)))
     seeds = {row.seed for row in runs}
@@ -104,7 +104,13 @@ def _run_picture(image: Tensor, row: DetectionRow, image_id: int) -> Picture:
     return _picture(image, detections, row.failure)
 
 
-def _picture(image: Tensor, detections: Sequence[Detection], failure: str | None) -> Picture:
+def _picture(
+    image: Tensor,
+    detections: Sequence[Detection],
+    failure: str | None = None,
+    *,
+    truth: bool = False,
+) -> Picture:
     scale = max(1, round(_SIDE / image.shape[-1]))
     height, width = image.shape[1:]
     drawn = _larger(image, scale)
@@ -116,26 +122,25 @@ def _picture(image: Tensor, detections: Sequence[Detection], failure: str | None
             for left, top, across, down in (item.bbox for item in detections)
         ]
         colours = [_COLOURS[DIGITS.label(item.category_id) - 1] for item in detections]
-        sure = all(item.score == 1 for item in detections)
-        labels = [
-            digit if sure else f"{digit} {item.score:.2f}"
-            for digit, item in zip(digits, detections, strict=True)
-        ]
         drawn = draw_segmentation_masks(drawn, masks.bool(), alpha=0.45, colors=colours)
         boxes = scale * torch.tensor(corners, dtype=torch.float32)
         drawn = draw_bounding_boxes(
             drawn,
             boxes,
-            labels,
+            digits,
             colours,
             width=2,
             font=_FONT,
-            font_size=17,
+            font_size=22,
             label_colors="white",
             label_background_colors=[_darker(colour) for colour in colours],
             fill_labels=True,
         )
-    words = failure or (", ".join(digits) if digits else "nothing found")
+    told = [
+        digit if truth else f"{digit} ({item.score:.2f})"
+        for digit, item in zip(digits, detections, strict=True)
+    ]
+    words = failure or ", ".join(told) or "nothing found"
     return Picture(_data_uri(drawn), words)
 
 
