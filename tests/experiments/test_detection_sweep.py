@@ -2,13 +2,20 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from detection_sweeps import go, tiny_plan
 
 from batchfree._errors import SweepError
-from batchfree.experiments.detection_results import DetectionResults, DetectionRow
+from batchfree.experiments.detection_results import (
+    Detection,
+    DetectionPoint,
+    DetectionResults,
+    DetectionRow,
+    PicturedScene,
+)
 from batchfree.experiments.detection_run import PICTURED, DetectionRun
 from batchfree.experiments.results import read_row
 from batchfree.experiments.store import read_file
@@ -185,3 +192,12 @@ def test_a_row_comes_back_from_its_file(finished):
     folder, runs, results, _ = finished
     path = folder / "rows" / f"{runs[1].name}.json"
     assert read_row(path, DetectionRow) == results.rows[0]
+
+
+@pytest.mark.parametrize(
+    "kind", [DetectionResults, DetectionRow, DetectionPoint, Detection, PicturedScene]
+)
+def test_every_field_is_documented(kind):
+    text = (Path(__file__).parents[2] / "docs" / "results-schema.md").read_text()
+    text = text[text.index("batchfree.detection/1") :]
+    assert [name for name in kind.__dataclass_fields__ if f"`{name}`" not in text] == []
