@@ -125,7 +125,7 @@ def test_report_without_the_detect_extra_names_it(capsys, swept, tmp_path, monke
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_killed_sweep_goes_on_within_its_training(tmp_path, how):
-    words = ["reproduce", "scratch", *SMALL, "--norms", "gn", "--steps", "300"]
+    words = ["reproduce", "scratch", *SMALL, "--norms", "gn", "--steps", "120"]
     command = [sys.executable, "-m", "batchfree.cli", *words, "--output", str(tmp_path)]
     process = subprocess.Popen(
         command,
@@ -153,7 +153,7 @@ def test_a_killed_sweep_goes_on_within_its_training(tmp_path, how):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     row = read_row(tmp_path / "rows" / "gn-scratch-2-seed0.json", DetectionRow)
-    assert [point.step for point in row.curve] == [150, 300]
+    assert [point.step for point in row.curve] == [60, 120]
 
     shutil.rmtree(tmp_path / "rows")
     shutil.rmtree(tmp_path / "runs")

@@ -9,6 +9,7 @@ import torch
 from detection_sweeps import go, tiny_plan
 
 from batchfree._errors import SweepError
+from batchfree.experiments.detection import ARMS
 from batchfree.experiments.detection_results import (
     Detection,
     DetectionPoint,
@@ -53,6 +54,18 @@ def test_a_sweep_trains_backbones_then_detectors_and_writes_it_all(finished):
         assert row.machine["cores"] >= 1
         assert row.seconds > 0
         assert row.images == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", list(ARMS))
+def test_every_arm_trains_at_every_batch(tmp_path, experiment):
+    runs = tiny_plan(experiment, tmp_path, list(ARMS[experiment]), batches=(2, 1))
+    results, _ = go(runs, tmp_path, experiment)
+    assert len(results.rows) == 2 * len(ARMS[experiment])
+    for row in results.rows:
+        assert row.failure is None
+        assert (row.images, row.steps) == (4, 4 // row.batch_size)
+        assert row.curve[-1].losses["loss_mask"] > 0
 
 
 def test_the_checkpoints_go_and_the_weights_stay(finished):

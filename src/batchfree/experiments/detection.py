@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -210,6 +211,7 @@ def results_of(
     )
 
 
+@lru_cache(maxsize=1)
 def pictured_scenes(size: int, val_samples: int | None) -> tuple[PicturedScene, ...]:
     """The test scenes of that size whose detections are kept."""
     from batchfree.data.scenes import DigitScenes
