@@ -1,0 +1,128 @@
+"""Trains small BatchNorm networks on digits in the wild and converts them by every method.
+
+    python tools/convert_digits.py --output results/convert-digits.csv
+
+Trained weights stay in --runs and rows are written as they come, so an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torchvision.models import DenseNet, MobileNetV2, ResNet
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from batchfree.data import DigitsInTheWild
+
+STEPS, BATCH, RATE = 2000, 32, 0.1
+SEEDS = (0, 1, 2)
+
+
+def basic() -> nn.Module:
+    """ResNet of basic blocks, 3 stages x 2 blocks, width 32."""
+    return _small_stem(ResNet(BasicBlock, [2, 2, 2, 1], num_classes=10), width=32, stages=3)
+
+
+def bottleneck() -> nn.Module:
+    """ResNet of bottlenecks, 3 stages x 2 blocks, width 16 (64 to 256 channels)."""
+    return _small_stem(ResNet(Bottleneck, [2, 2, 2, 1], num_classes=10), width=16, stages=3)
+
+
+def mobilenet() -> nn.Module:
+    """MobileNetV2 at 16 pixels: inverted residuals with depthwise convolutions."""
+    blocks = [[1, 16, 1, 1], [4, 24, 2, 1], [4, 32, 2, 2], [4, 64, 2, 2]]
+    net = MobileNetV2(num_classes=10, inverted_residual_setting=blocks, dropout=0.0)
+    net.features[0][0].stride = (1, 1)
+    net.features[-1] = type(net.features[-1])(64, 256, kernel_size=1, activation_layer=nn.ReLU6)
+    net.classifier = nn.Linear(256, 10)
+    return net
+
+
+def densenet() -> nn.Module:
+    """DenseNet of 3 blocks of 4 layers, growth 16."""
+    net = DenseNet(16, (4, 4, 4), 32, num_classes=10)
+    net.features.conv0 = nn.Conv2d(3, 32, 3, padding=1, bias=False)
+    net.features.pool0 = nn.Identity()
+    return net
+
+
+ARCHITECTURES = {f.__name__: f for f in (basic, bottleneck, mobilenet, densenet)}
+
+
+def _small_stem(net: ResNet, width: int, stages: int) -> nn.Module:
+    block = type(net.layer1[0])
+    net.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+    net.bn1, net.maxpool, net.inplanes = nn.BatchNorm2d(width), nn.Identity(), width
+    for i in range(4):
+        layer = nn.Identity()
+        if i < stages:
+            layer = net._make_layer(block, width * 2**i, 2, stride=1 if i == 0 else 2)
+        setattr(net, f"layer{i + 1}", layer)
+    net.fc = nn.Linear(net.inplanes, 10)
+    for m in net.modules():
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+    return net
+
+
+def trained(name: str, seed: int, folder: Path) -> nn.Module:
+    """The BatchNorm network of a seed, in eval mode; trained where the folder lacks it."""
+    torch.manual_seed(seed)
+    net = ARCHITECTURES[name]()
+    path = folder / f"{name}-{seed}.safetensors"
+    if path.exists():
+        net.load_state_dict(load_file(path))
+        return net.eval()
+    data = DigitsInTheWild("train", num_samples=STEPS * BATCH, seed=seed)
+    sgd = torch.optim.SGD(net.parameters(), RATE, momentum=0.9, weight_decay=1e-4)
+    warm_up = torch.optim.lr_scheduler.LinearLR(sgd, 0.1, 1.0, STEPS // 20)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, STEPS - STEPS // 20)
+    schedule = torch.optim.lr_scheduler.SequentialLR(sgd, [warm_up, cosine], [STEPS // 20])
+    started = time.perf_counter()
+    for step in range(STEPS):
+        images, labels = data.batch(range(step * BATCH, (step + 1) * BATCH))
+        loss = F.cross_entropy(net(images), labels)
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        schedule.step()
+        if step % 100 == 0:
+            seconds = time.perf_counter() - started
+            print(f"{name} {seed}: step {step} loss {loss.item():.3f} {seconds:.0f} s", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in net.state_dict().items()}, path)
+    return net.eval()
+
+
+def test_error(net: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Error, %."""
+    with torch.inference_mode():
+        wrong = [
+            (net(x).argmax(1) != y).sum()
+            for x, y in zip(images.split(199), labels.split(199), strict=True)
+        ]
+    return 100 * float(torch.stack(wrong).sum()) / len(labels)
+
+
+def main() -> None:
+    """Trains what is not trained, converts what is not in the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs/convert-digits"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    test = DigitsInTheWild("test", num_samples=5970)
+    images, labels = test.batch(range(len(test)))
+    for seed in SEEDS:
+        for name in ARCHITECTURES:
+            net = trained(name, seed, options.runs)
+            print(name, seed, f"{test_error(net, images, labels):.2f}%", flush=True)
+
+
+if __name__ == "__main__":
+    main()
