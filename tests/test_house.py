@@ -58,8 +58,10 @@ PUBLIC = [
     "backend",
     "convert",
     "group_norm",
+    "load_converted",
     "norm_layer",
     "plan_conversion",
+    "save_converted",
     "standardize_weights",
 ]
 

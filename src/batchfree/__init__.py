@@ -20,7 +20,9 @@ from batchfree.convert import (
     ConversionReport,
     ConversionResult,
     convert,
+    load_converted,
     plan_conversion,
+    save_converted,
 )
 from batchfree.nn import (
     BatchNorm1d,
@@ -71,7 +73,9 @@ __all__ = [
     "backend",
     "convert",
     "group_norm",
+    "load_converted",
     "norm_layer",
     "plan_conversion",
+    "save_converted",
     "standardize_weights",
 ]

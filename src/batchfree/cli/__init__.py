@@ -130,6 +130,7 @@ def _command(module: str, name: str) -> Callable[[list[str]], int]:
 COMMANDS: dict[str, Command] = {
     "demo": Command("the small-batch experiment, ends in a report", _command("reproduce", "demo")),
     "audit": Command("where a model depends on its batch", _command("audit", "audit")),
+    "convert": Command("turn BatchNorms into GroupNorms", _command("convert", "convert")),
     "train": Command("train an image classifier from a recipe", _command("train", "train")),
     "reproduce": Command(
         "run an experiment of the talk and report it", _command("reproduce", "reproduce")

@@ -5,6 +5,7 @@ from batchfree.convert.converting import ConversionResult, convert
 from batchfree.convert.layers import BlendNorm, ConvertedNorm
 from batchfree.convert.plan import ConversionPlan, PlannedLayer, plan_conversion
 from batchfree.convert.report import ConversionReport, LayerDrift
+from batchfree.convert.saving import load_converted, read_manifest, save_converted
 
 __all__ = [
     "BlendNorm",
@@ -16,6 +17,9 @@ __all__ = [
     "PlannedLayer",
     "collapse",
     "convert",
+    "load_converted",
     "plan_conversion",
+    "read_manifest",
+    "save_converted",
     "set_alpha",
 ]

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,6 +24,7 @@ from batchfree.convert.kinds import replacement
 from batchfree.convert.plan import ConversionPlan, Keep, PlannedLayer, plan_conversion
 from batchfree.convert.replacing import copied, initialised, replaced, unwrapped
 from batchfree.convert.report import ConversionReport, LayerDrift
+from batchfree.convert.saving import save_converted
 from batchfree.nn import Groups
 
 Method = Literal["copy", "analytic", "calibrated", "blend", "distill"]
@@ -43,6 +45,19 @@ class ConversionResult:
     model: nn.Module
     plan: ConversionPlan
     report: ConversionReport
+
+    def save(self, path: str | Path, *, source: str, preprocessing: str = "") -> None:
+        """Writes the model and its manifest; see `batchfree.convert.save_converted`."""
+        save_converted(
+            path,
+            self.model,
+            self.plan,
+            source=source,
+            method=self.report.method,
+            calibration=self.report.calibration,
+            anchor=self.report.anchor,
+            preprocessing=preprocessing,
+        )
 
 
 def convert(

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from batchfree.convert.contrast import contrast
+
 
 @dataclass
 class Moments:
@@ -82,15 +84,21 @@ def balance(
 ) -> tuple[Tensor, Tensor]:
     """Factor and offset (C,) that give each channel of a group the same say in its statistics.
 
-    Every channel gets mean `anchor` times a ramp over the group, of unit mean square, and unit
-    variance. The ramp is a constant part of the group's variance, 1 + anchor^2 in all, beside which
-    the part that varies with the sample is small; its mean over the group is zero.
+    Every channel gets unit variance and the mean `_ramp`.
     """
-    channels = len(mean) // groups
-    ramp = torch.linspace(-1, 1, channels, dtype=mean.dtype) if channels > 1 else mean.new_zeros(1)
-    ramp = ramp / ramp.square().mean().sqrt().clamp_min(1e-12)
     scale = (variance + eps).rsqrt()
-    return scale, anchor * ramp.repeat(groups) - mean * scale
+    return scale, anchor * _ramp(mean, groups) - mean * scale
+
+
+def _ramp(like: Tensor, groups: int) -> Tensor:
+    """Constants (C,) of mean 0 and mean square 1 in each group.
+
+    They are a constant part of the group's variance, 1 + anchor^2 in all, beside which the part
+    that varies with the sample is small.
+    """
+    channels = len(like) // groups
+    ramp = torch.linspace(-1, 1, channels, dtype=like.dtype) if channels > 1 else like.new_zeros(1)
+    return (ramp / ramp.square().mean().sqrt().clamp_min(1e-12)).repeat(groups)
 
 
 def fit(
@@ -106,8 +114,7 @@ def fit(
 ) -> Fit:
     """The GroupNorm that comes nearest to u = slope x + offset on inputs of these moments.
 
-    gamma = slope / (scale E[1/sigma_g]), so that the mean slope over samples is BatchNorm's own;
-    beta makes each channel's mean that of the target.
+    Of the input as `balance` rescales it, and with `contrast` on top, the one of less error.
 
     Args:
         moments: of the inputs.
@@ -119,13 +126,44 @@ def fit(
         least_variance: (C,), below which `balance` takes no channel's variance to be: one that is
             silent on this data must not drown its group on other.
     """
-    scale = shift = None
+
+    def solve(scale: Tensor | None, shift: Tensor | None) -> Fit:
+        return _solve(moments, slope, offset, groups, eps, scale, shift, target_mean)
+
+    if anchor is None:
+        return solve(None, None)
+    mean, variance = moments.overall()
+    if least_variance is not None:
+        variance = variance.maximum(least_variance)
+    scale, shift = balance(mean, variance, eps, groups, anchor)
+    best = solve(scale, shift)
+    if len(moments.mean) > 1:
+        centred = (moments.mean - mean) * scale
+        factors = contrast(centred, moments.weights, (slope / scale).square(), groups)
+        if factors is not None:
+            scale = scale * factors
+            other = solve(scale, anchor * _ramp(mean, groups) - mean * scale)
+            best = other if other.error < best.error else best
+    return best
+
+
+def _solve(
+    moments: Moments,
+    slope: Tensor,
+    offset: Tensor,
+    groups: int,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    target_mean: Tensor | None,
+) -> Fit:
+    """Gamma and beta for this rescaling, and the error that is left.
+
+    gamma = slope / (scale E[1/sigma_g]), so that the mean slope over samples is BatchNorm's own;
+    beta makes each channel's mean that of the target.
+    """
     mean, variance = moments.mean, moments.variance
-    if anchor is not None:
-        overall_mean, overall = moments.overall()
-        if least_variance is not None:
-            overall = overall.maximum(least_variance)
-        scale, shift = balance(overall_mean, overall, eps, groups, anchor)
+    if scale is not None and shift is not None:
         mean, variance = mean * scale + shift, variance * scale.square()
     rows, channels = mean.shape
     by_group = mean.view(rows, groups, -1)
