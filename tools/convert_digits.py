@@ -8,8 +8,10 @@ Trained weights stay in --runs and rows are written as they come, so an interrup
 from __future__ import annotations
 
 import argparse
+import csv
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +20,16 @@ from torch import Tensor, nn
 from torchvision.models import DenseNet, MobileNetV2, ResNet
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+import batchfree
 from batchfree.data import DigitsInTheWild
 
 STEPS, BATCH, RATE = 2000, 32, 0.1
 SEEDS = (0, 1, 2)
+CALIBRATION = 256
+FIELDS = (
+    *("architecture", "seed", "method", "groups", "anchor", "bn_error", "error"),
+    *("output_error", "passes", "seconds", "chosen"),
+)
 
 
 def basic() -> nn.Module:
@@ -71,11 +79,16 @@ def _small_stem(net: ResNet, width: int, stages: int) -> nn.Module:
     return net
 
 
+def weights_of(name: str, seed: int, folder: Path) -> Path:
+    """Where a seed's weights are kept."""
+    return folder / f"{name}-{seed}.safetensors"
+
+
 def trained(name: str, seed: int, folder: Path) -> nn.Module:
     """The BatchNorm network of a seed, in eval mode; trained where the folder lacks it."""
     torch.manual_seed(seed)
     net = ARCHITECTURES[name]()
-    path = folder / f"{name}-{seed}.safetensors"
+    path = weights_of(name, seed, folder)
     if path.exists():
         net.load_state_dict(load_file(path))
         return net.eval()
@@ -100,28 +113,101 @@ def trained(name: str, seed: int, folder: Path) -> nn.Module:
     return net.eval()
 
 
-def test_error(net: nn.Module, images: Tensor, labels: Tensor) -> float:
+def error_of(net: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Error, %."""
     with torch.inference_mode():
-        wrong = [
-            (net(x).argmax(1) != y).sum()
+        wrong = sum(
+            int((net(x).argmax(1) != y).sum())
             for x, y in zip(images.split(199), labels.split(199), strict=True)
-        ]
-    return 100 * float(torch.stack(wrong).sum()) / len(labels)
+        )
+    return 100 * wrong / len(labels)
+
+
+def conversions(distilled: bool) -> list[tuple[str, Any, float | None]]:
+    """Method, groups, anchor of each row; None of groups is the default policy."""
+    if distilled:
+        return [("distill", None, 2.0), ("distill", 1, 2.0)]
+    return [
+        *(("copy", g, None) for g in (None, 1, 32)),
+        *(("analytic", g, 2.0) for g in (None, 1, 32)),
+        ("analytic", None, None),
+        *(("calibrated", g, 2.0) for g in (None, 1, 4, 32, "auto")),
+        *(("calibrated", g, None) for g in (None, 1)),
+    ]
+
+
+def row_of(
+    net: nn.Module, seed: int, method: str, groups: Any, anchor: float | None, test: Any
+) -> dict[str, Any]:
+    """Converts a network and measures it."""
+    data = DigitsInTheWild("train", num_samples=CALIBRATION + 32, seed=1000 + seed)
+    x = data.batch(range(CALIBRATION + 32))[0]
+    chunk = 64 if method == "distill" else CALIBRATION
+    started = time.perf_counter()
+    torch.manual_seed(seed)
+    result = batchfree.convert(
+        net,
+        x[:CALIBRATION],
+        method=method,  # type: ignore[arg-type]
+        groups=groups,
+        anchor=anchor,
+        held_out=x[CALIBRATION:],
+        chunk=chunk,
+        steps=200,
+    )
+    seconds = time.perf_counter() - started
+    return {
+        "error": round(error_of(result.model.eval(), *test), 3),
+        "output_error": round(result.report.output_error or 0.0, 4),
+        "passes": result.report.passes,
+        "seconds": round(seconds, 1),
+        "chosen": " ".join(str(x.groups) for x in result.plan.converted),
+    }
 
 
 def main() -> None:
     """Trains what is not trained, converts what is not in the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/convert-digits"))
+    parser.add_argument("--output", type=Path, default=Path("results/convert-digits.csv"))
+    parser.add_argument("--only", nargs="+", default=list(ARCHITECTURES), metavar="NAME")
+    parser.add_argument("--trained-only", action="store_true", help="pass over what needs training")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    test = DigitsInTheWild("test", num_samples=5970)
-    images, labels = test.batch(range(len(test)))
-    for seed in SEEDS:
-        for name in ARCHITECTURES:
-            net = trained(name, seed, options.runs)
-            print(name, seed, f"{test_error(net, images, labels):.2f}%", flush=True)
+    digits = DigitsInTheWild("test")
+    test = digits.batch(range(len(digits)))
+    done = set()
+    if options.output.exists():
+        with options.output.open() as file:
+            done = {key_of(row) for row in csv.DictReader(file)}
+    else:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        with options.output.open("w", newline="") as file:
+            csv.DictWriter(file, FIELDS).writeheader()
+    for distilled in (False, True):
+        for seed in SEEDS:
+            for name in options.only:
+                if options.trained_only and not weights_of(name, seed, options.runs).exists():
+                    continue
+                net = trained(name, seed, options.runs)
+                base = None
+                for method, groups, anchor in conversions(distilled):
+                    row = {"architecture": name, "seed": seed, "method": method}
+                    row["groups"] = "default" if groups is None else groups
+                    row["anchor"] = "none" if anchor is None else anchor
+                    if key_of(row) in done:
+                        continue
+                    if base is None:
+                        base = round(error_of(net, *test), 3)
+                    row |= {"bn_error": base} | row_of(net, seed, method, groups, anchor, test)
+                    with options.output.open("a", newline="") as file:
+                        csv.DictWriter(file, FIELDS).writerow(row)
+                    print(*row.values(), flush=True)
+
+
+def key_of(row: dict[str, Any]) -> tuple[str, ...]:
+    """What a row is known by."""
+    return tuple(str(row[k]) for k in ("architecture", "seed", "method", "groups", "anchor"))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 _LARGEST = 64
-_STEPS = 60
+_STEPS = 40
 
 
 def contrast(means: Tensor, weights: Tensor, importance: Tensor, groups: int) -> Tensor | None:
@@ -33,22 +33,26 @@ def contrast(means: Tensor, weights: Tensor, importance: Tensor, groups: int) ->
     channels = means.shape[1] // groups
     if not 1 < channels <= _LARGEST:
         return None
-    with torch.no_grad():
-        m = means.view(len(means), groups, channels)
-        covariance = torch.einsum("rgi,rgj->gij", m * weights.unsqueeze(2), m)
-        # A few samples do not tell more of a covariance: shrunk towards its diagonal.
-        diagonal = torch.diag_embed(covariance.diagonal(dim1=1, dim2=2))
-        covariance = covariance + 0.02 * diagonal + 1e-8 * torch.eye(channels, dtype=m.dtype)
-        share = importance.view(groups, channels).clamp_min(1e-12)
-        signs = _signs(covariance)
-    with torch.enable_grad():
-        log = torch.zeros_like(signs, requires_grad=True)
-        adam = torch.optim.Adam([log], 0.1)
-        for _ in range(_STEPS):
-            adam.zero_grad()
-            _log_error(signs * log.exp(), covariance, share).sum().backward()
-            adam.step()
-    factors = signs * log.detach().clamp(-2.5, 2.5).exp()
+    m = means.view(len(means), groups, channels)
+    covariance = torch.einsum("rgi,rgj->gij", m * weights.unsqueeze(2), m)
+    # A few samples do not tell more of a covariance: shrunk towards its diagonal.
+    diagonal = torch.diag_embed(covariance.diagonal(dim1=1, dim2=2))
+    covariance = covariance + 0.02 * diagonal + 1e-8 * torch.eye(channels, dtype=m.dtype)
+    share = importance.view(groups, channels).clamp_min(1e-12)
+    signs = _signs(covariance)
+    log = torch.zeros_like(signs)
+    best, least = log, _log_error(signs, covariance, share)
+    for _ in range(_STEPS):
+        factors = signs * log.exp()
+        product = factors * torch.einsum("gij,gj->gi", covariance, factors)
+        cost = share / factors.square()
+        # Gradient in the logarithms: the channel's share of the variance less that of the cost.
+        step = product / product.sum(1, keepdim=True) - cost / cost.sum(1, keepdim=True)
+        log = (log - (0.25 * channels * step).clamp(-0.2, 0.2)).clamp(-2.5, 2.5)
+        error = _log_error(signs * log.exp(), covariance, share)
+        better = error < least
+        best, least = torch.where(better.unsqueeze(1), log, best), torch.minimum(error, least)
+    factors = signs * best.exp()
     return (factors / factors.square().mean(1, keepdim=True).sqrt()).reshape(-1)
 
 

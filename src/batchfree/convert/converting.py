@@ -22,7 +22,7 @@ from batchfree.convert.distill import distill
 from batchfree.convert.drift import measure
 from batchfree.convert.kinds import replacement
 from batchfree.convert.plan import ConversionPlan, Keep, PlannedLayer, plan_conversion
-from batchfree.convert.replacing import copied, initialised, replaced, unwrapped
+from batchfree.convert.replacing import copied, initialised, replaced, unwrapped, without_inplace
 from batchfree.convert.report import ConversionReport, LayerDrift
 from batchfree.convert.saving import save_converted
 from batchfree.nn import Groups
@@ -70,6 +70,7 @@ def convert(
     plan: ConversionPlan | None = None,
     anchor: float | None = 2.0,
     degenerate: Degenerate = "error",
+    inplace: bool = False,
     samples: int = 256,
     held_out: Any = None,
     chunk: int = 64,
@@ -97,10 +98,13 @@ def convert(
         plan: one made before by `plan_conversion`, instead of `groups` and `keep`.
         anchor: channels are rescaled before each norm to have the same say in their group, and
             given constant offsets of this size, beside which the group's variance hardly varies
-            with the sample; both are buffers of the new layer. 0 rescales alone; None does neither
+            with the sample; the new layer keeps both, fixed. 0 rescales alone; None does neither
             and gives plain GroupNorms. `copy` never does.
         degenerate: what to do with a layer whose groups would hold a single element on the
             calibration data: raise, keep the BatchNorm, or merge groups until they hold two.
+        inplace: leave activation modules that work in place as they are. Off, they do not in the
+            result, since hooks on the layers before them, as Opacus sets, forbid it; what model
+            code does in place by functions stays.
         samples: how many calibration samples to use.
         held_out: inputs to measure the drift on; by default up to 32 of the calibration data that
             no layer was fitted on.
@@ -175,6 +179,8 @@ def convert(
     if not works:
         raise ConfigError(f"{plan.model} has no BatchNorm left to convert: {_why_none(plan)}")
     result = replaced(result, {w.source.module: w.norm for w in works})
+    if not inplace:
+        without_inplace(result)
     for work in works:
         work.seen = seen.get(work.row.path)
         if method != "copy":

@@ -13,6 +13,7 @@ from batchfree._errors import DataError
 from batchfree.audit.tree import tensors
 from batchfree.convert.batches import Forward, moved
 from batchfree.convert.calibrate import Progress
+from batchfree.convert.layers import ConvertedNorm
 
 
 def distill(
@@ -26,7 +27,7 @@ def distill(
     rate: float = 1e-3,
     progress: Progress,
 ) -> None:
-    """Trains all parameters of the model so that layers and outputs come near the original's.
+    """Trains the parameters of the model so that layers and outputs come near the original's.
 
     The loss is the relative squared error of each converted layer's output, their mean, plus that
     of the outputs. Adam, the rate falling to zero along a cosine; both models in eval mode, so that
@@ -46,7 +47,10 @@ def distill(
         DataError: the loss is not finite.
     """
     wanted = {p: p.requires_grad for p in model.parameters()}
-    trained = [p for p in model.parameters() if p.is_floating_point()]
+    fixed = {
+        id(p) for m in model.modules() if isinstance(m, ConvertedNorm) for p in (m.scale, m.shift)
+    }
+    trained = [p for p in model.parameters() if p.is_floating_point() and id(p) not in fixed]
     if not steps or not trained:
         return
     for p in trained:

@@ -18,8 +18,8 @@ class ConvertedNorm(GroupNorm):
 
     y = then(GN(scale * input + shift)). A constant factor and offset per channel before the norm
     decide how much each channel has to say in its group's statistics; `batchfree.convert` chooses
-    them so that the group's variance varies little from sample to sample. They are buffers, and
-    None where there are none.
+    them so that the group's statistics vary little from sample to sample. They are parameters that
+    do not learn (Opacus takes no buffers beside what learns), and None where there are none.
 
     Args:
         num_groups, num_channels, eps, affine, device, dtype, bias, activation: as
@@ -38,8 +38,8 @@ class ConvertedNorm(GroupNorm):
         (tensor(True), ['bias', 'scale', 'shift', 'weight'])
     """
 
-    scale: Tensor | None
-    shift: Tensor | None
+    scale: nn.Parameter | None
+    shift: nn.Parameter | None
 
     def __init__(
         self,
@@ -60,7 +60,8 @@ class ConvertedNorm(GroupNorm):
         )
         for name, value in (("scale", 1.0), ("shift", 0.0)):
             full = torch.full((num_channels,), value, device=device, dtype=dtype)
-            self.register_buffer(name, full if scaled else None)
+            fixed = nn.Parameter(full, requires_grad=False) if scaled else None
+            self.register_parameter(name, fixed)
         self.then = tuple(then or ())
         for name, module in (then or {}).items():
             self.add_module(name, module)
@@ -152,7 +153,8 @@ class BlendNorm(nn.Module):
             self.register_buffer(name, value)
         self.then: tuple[str, ...] = getattr(norm, "then", ())
         for name in ("scale", "shift"):
-            self.register_buffer(name, getattr(norm, name, None))
+            fixed = getattr(norm, name, None)
+            self.register_buffer(name, None if fixed is None else fixed.detach())
         for name in self.then:
             self.add_module(name, getattr(norm, name))
 
@@ -196,7 +198,11 @@ class BlendNorm(nn.Module):
         else:
             then = {name: getattr(self, name) for name in self.then}
             norm = ConvertedNorm(*common, **options, scaled=self.scale is not None, then=then)
-            norm.scale, norm.shift = self.scale, self.shift
+            if self.scale is not None and self.shift is not None:
+                assert norm.scale is not None
+                assert norm.shift is not None
+                norm.scale.copy_(self.scale)
+                norm.shift.copy_(self.shift)
         assert norm.weight is not None
         assert norm.bias is not None
         norm.weight.copy_(self.weight * self.ratio)

@@ -87,3 +87,14 @@ def _replace_in(holder: Any, key: Any, value: Any, by_id: dict[int, nn.Module]) 
         for k, item in value.items():
             if isinstance(item, nn.Module):
                 _replace_in(value, k, item, by_id)
+
+
+def without_inplace(model: nn.Module) -> nn.Module:
+    """Turns off what activations and dropout do in place: the result is the same.
+
+    A hook on the layer before, as Opacus and others set them, forbids it.
+    """
+    for module in model.modules():
+        if getattr(module, "inplace", None) is True:
+            module.inplace = False
+    return model

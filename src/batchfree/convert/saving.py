@@ -15,7 +15,7 @@ from batchfree._naming import load_model
 from batchfree.convert.kinds import Source, replacement
 from batchfree.convert.layers import BlendNorm, ConvertedNorm
 from batchfree.convert.plan import ConversionPlan
-from batchfree.convert.replacing import copied, replaced
+from batchfree.convert.replacing import copied, replaced, without_inplace
 
 SCHEMA = "batchfree-converted-1"
 _KEY = "batchfree"
@@ -81,6 +81,7 @@ def save_converted(
         "preprocessing": preprocessing,
         "batchfree": __version__,
         "torch": torch.__version__,
+        "inplace": any(getattr(m, "inplace", None) is True for m in model.modules()),
         "layers": layers,
         "plan": json.loads(plan.to_json()),
     }
@@ -173,6 +174,8 @@ def load_converted(path: str | Path, model: nn.Module | None = None) -> nn.Modul
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"the manifest of {path} is damaged: {error!r}") from error
     model = replaced(model, new)
+    if not manifest.get("inplace"):
+        without_inplace(model)
     try:
         model.load_state_dict(load_file(path))
     except RuntimeError as error:

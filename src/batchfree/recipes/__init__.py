@@ -10,6 +10,7 @@ from collections.abc import Callable
 from batchfree._checks import suggest
 from batchfree._errors import ConfigError
 from batchfree.recipes.digits import (
+    digits_converted,
     digits_small,
     digits_small_bn,
     digits_small_gn,
@@ -20,6 +21,7 @@ from batchfree.recipes.digits import (
 from batchfree.recipes.imagenet import (
     imagenet,
     imagenet_r50_bn,
+    imagenet_r50_converted,
     imagenet_r50_gn,
     imagenet_r50_in,
     imagenet_r50_ln,
@@ -38,12 +40,14 @@ RECIPES: dict[str, Callable[[], Config]] = {
         digits_small_gn_ws,
         digits_small_in,
         digits_small_ln,
+        digits_converted,
         imagenet_r50_bn,
         imagenet_r50_gn,
         imagenet_r50_in,
         imagenet_r50_ln,
         imagenet_r101_bn,
         imagenet_r101_gn,
+        imagenet_r50_converted,
     )
 }
 

@@ -30,6 +30,10 @@ class ModelConfig:
         zero_init_residual: start the last gamma of every residual block at zero.
         width: channels of the first stage, for `resnet_small`.
         blocks_per_stage: residual blocks in each stage, for `resnet_small`.
+        converted: a file of `batchfree convert` to fine-tune; the network and its norms are those
+            of the file, and the fields above are not used.
+        blend_until: where the file was converted by `--method blend`, the fraction of the training
+            after which its layers are GroupNorms; None is half.
     """
 
     name: str = "resnet_small"
@@ -43,6 +47,8 @@ class ModelConfig:
     zero_init_residual: bool = True
     width: int | None = None
     blocks_per_stage: int | None = None
+    converted: str | None = None
+    blend_until: float | None = None
 
 
 @dataclass

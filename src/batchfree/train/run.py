@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import statistics
@@ -23,6 +24,14 @@ from torch import nn
 
 from batchfree._errors import ConfigError
 from batchfree._files import write_atomically
+from batchfree.convert import (
+    ConversionPlan,
+    collapse,
+    read_manifest,
+    save_converted,
+    set_alpha,
+)
+from batchfree.train.blend import AnnealBlend
 from batchfree.train.build import build_network, evaluation_interval, total_steps
 from batchfree.train.callbacks import (
     Checkpoint,
@@ -155,6 +164,9 @@ def _fit(
     )
     history = History(folder and folder / "history.json")
     callbacks = [history, EvaluateAtEnd(steps), *callbacks]
+    if config.model.converted is not None:
+        until = max(1, round((config.model.blend_until or 0.5) * steps))
+        callbacks.append(AnnealBlend(until, collapse=False))
     if on_step is not None:
         callbacks.append(StepHook(on_step))
     if config.optimizer.ema_decay is not None:
@@ -189,6 +201,9 @@ def _fit(
     if resume is not None and (saved := load_checkpoint(resume))["global_step"] >= steps:
         # Lightning had nothing to do, so it has not put an EMA's weights in place either.
         module.load_state_dict(saved["state_dict"])
+    if config.model.converted is not None:
+        set_alpha(network, 0.0)
+        collapse(network)
     recent = history.curve[-5:]
     result = FitResult(
         val_error=statistics.median(p["val_error"] for p in recent),
@@ -199,7 +214,7 @@ def _fit(
         model=network,
     )
     if folder is not None and trainer.is_global_zero:
-        _save_result(folder, result)
+        _save_result(folder, result, config.model.converted)
     return result
 
 
@@ -267,6 +282,9 @@ def _surroundings(config: Config) -> Iterator[None]:
             signal.signal(signal.SIGINT, sigint)
 
 
+# What a fine-tuned model's manifest shares with that of the file it started from.
+_KEPT = ("source", "calibration", "anchor", "preprocessing")
+
 # Lightning's remarks on choices that are made on purpose here.
 _CHATTER = (
     "GPU available but not used",
@@ -277,7 +295,7 @@ _CHATTER = (
 )
 
 
-def _save_result(folder: Path, result: FitResult) -> None:
+def _save_result(folder: Path, result: FitResult, converted: str | None) -> None:
     try:
         write_json(
             folder / "history.json",
@@ -290,6 +308,15 @@ def _save_result(folder: Path, result: FitResult) -> None:
         )
         weights = {k: v.detach().cpu().contiguous() for k, v in result.model.state_dict().items()}
         write_atomically(folder / "model.safetensors", save(weights))
+        if converted is not None:
+            manifest = read_manifest(converted)
+            save_converted(
+                folder / "converted.safetensors",
+                result.model,
+                ConversionPlan.from_json(json.dumps(manifest["plan"])),
+                method=f"{manifest['method']}, fine-tuned",
+                **{key: manifest[key] for key in _KEPT},
+            )
     except OSError as e:
         error = unwritable(folder, e)
         error.result = result
