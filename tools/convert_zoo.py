@@ -12,16 +12,22 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
-import os
-import subprocess
+import multiprocessing
 import sys
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
 from typing import Any
+
+import timm
+import torch
+from torchvision import models
+
+import batchfree
+from batchfree._naming import load_model
+from batchfree.audit.tree import tensors
+from batchfree.cli.audit import detection_batch, takes_lists
+from batchfree.convert.kinds import is_batch_norm
 
 sys.path.insert(0, str(Path(__file__).parent))
 from audit_zoo import _make_small, input_of
@@ -42,11 +48,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--limit", type=float, default=300, help="seconds a model")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
-        print(json.dumps(convert_one(options.one)))
-        return
+    warnings.simplefilter("ignore")
     done = set()
     if options.output.exists():
         with options.output.open() as file:
@@ -55,30 +58,68 @@ def main() -> None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         with options.output.open("w", newline="") as file:
             csv.DictWriter(file, FIELDS).writeheader()
-    lock = Lock()
-
-    def run(name: str) -> None:
-        row = in_process(name, options.limit)
-        if not row:
-            return
-        with lock, options.output.open("a", newline="") as file:
-            csv.DictWriter(file, FIELDS, extrasaction="ignore").writerow(row)
-            print(f"{name}: {row['verdict']} {row.get('problem', '')}", flush=True)
-
     names = options.only or with_batch_norm(options.output.with_suffix(".names"))
-    with ThreadPoolExecutor(options.workers) as pool:
-        list(pool.map(run, [n for n in names if n not in done]))
+    waiting = [n for n in names if n not in done]
+    running: list[Run] = []
+    while waiting or running:
+        while waiting and len(running) < options.workers:
+            running.append(Run(waiting.pop(0), options.limit))
+        for run in [r for r in running if r.finished()]:
+            running.remove(run)
+            row = run.row()
+            if row:
+                with options.output.open("a", newline="") as file:
+                    csv.DictWriter(file, FIELDS, extrasaction="ignore").writerow(row)
+                print(f"{run.name}: {row['verdict']} {row.get('problem', '')}", flush=True)
+        time.sleep(0.05)
+
+
+class Run:
+    """A model in a process of its own, forked, since importing the libraries takes longest.
+
+    Args:
+        name: of the model.
+        limit: seconds.
+    """
+
+    def __init__(self, name: str, limit: float) -> None:
+        self.name, self.limit, self.started = name, limit, time.monotonic()
+        context = multiprocessing.get_context("fork")
+        self.receiver, sender = context.Pipe(False)
+        self.process = context.Process(target=_send, args=(name, sender))
+        self.process.start()
+        sender.close()
+
+    def finished(self) -> bool:
+        """Whether it is done, or over its time."""
+        over = time.monotonic() - self.started > self.limit
+        return over or self.receiver.poll() or not self.process.is_alive()
+
+    def row(self) -> dict[str, object]:
+        """Its row, with what went wrong, where it did; empty for a model without BatchNorm."""
+        found: dict[str, object] = {}
+        try:
+            if self.receiver.poll() or not self.process.is_alive():
+                found = self.receiver.recv()
+            else:
+                found = {"verdict": "not finished", "problem": f"over {self.limit:.0f} s"}
+                self.process.kill()
+        except EOFError:
+            found = {"verdict": "failed", "problem": "the process ended, out of memory perhaps"}
+        self.process.join()
+        return {"model": self.name, **found} if found else {}
+
+
+def _send(name: str, sender: Any) -> None:
+    try:
+        sender.send(convert_one(name))
+    except BaseException as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        sender.send({"verdict": "failed", "problem": text[:200]})
 
 
 def with_batch_norm(cache: Path) -> list[str]:
     """Every architecture with a BatchNorm, the smallest first; found on the meta device."""
-    import timm
-    import torch
-    from torchvision import models
-
-    from batchfree._naming import load_model
-    from batchfree.convert.kinds import is_batch_norm
-
     if cache.exists():
         return cache.read_text().split()
     names = [f"torchvision:{n}" for n in models.list_models()]
@@ -101,33 +142,8 @@ def with_batch_norm(cache: Path) -> list[str]:
     return ordered
 
 
-def in_process(name: str, limit: float) -> dict[str, object]:
-    """One model's row, with what went wrong, where it did; empty for one without BatchNorm."""
-    command = [sys.executable, "-W", "ignore", __file__, "--one", name]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    try:
-        done = subprocess.run(  # noqa: S603 - our own interpreter and file, no shell
-            command, capture_output=True, text=True, timeout=limit, env=environment, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"model": name, "verdict": "not finished", "problem": f"over {limit:.0f} s"}
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        return {"model": name, "verdict": "failed", "problem": last[0][:200]}
-    row: dict[str, object] = json.loads(done.stdout.strip().splitlines()[-1])
-    return row
-
-
 def convert_one(name: str) -> dict[str, object]:
     """The row of one model."""
-    import torch
-
-    import batchfree
-    from batchfree._naming import load_model
-    from batchfree.audit.tree import tensors
-    from batchfree.cli.audit import detection_batch, takes_lists
-    from batchfree.convert.kinds import is_batch_norm
-
     torch.manual_seed(0)
     torch.set_num_threads(1)
     started = time.perf_counter()
