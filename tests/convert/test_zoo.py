@@ -1,4 +1,4 @@
-"""Architectures of torchvision and timm: converted, run, differentiated, independent in training."""
+"""Architectures of torchvision and timm: converted, run, differentiated, then independent."""
 
 import csv
 import importlib.util

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -80,6 +80,52 @@ def read_batches(data: Any, samples: int, chunk: int) -> list[Any]:
                     "the normalisation of the images"
                 )
     return found
+
+
+def split_batches(
+    calibration: Any, held_out: Any, samples: int, chunk: int
+) -> tuple[list[Any], list[Any]]:
+    """Batches to fit on and batches to measure on, the latter set apart where they are not given.
+
+    Raises:
+        ConfigError, DataError: as `read_batches`.
+    """
+    apart = [] if held_out is None else read_batches(held_out, samples, chunk)
+    if calibration is None:
+        return [], apart
+    if apart:
+        return read_batches(calibration, samples, chunk), apart
+    ones = read_batches(calibration, samples + 32, 1)
+    spare = max(len(ones) - samples, min(32, len(ones) // 8))
+    fitted = ones[: len(ones) - spare]
+    return _joined(fitted, chunk), _joined(ones[len(ones) - spare :], chunk)
+
+
+def _joined(ones: Sequence[Any], chunk: int) -> list[Any]:
+    """Batches of single samples put together, where their shapes agree."""
+    batches: list[list[Any]] = []
+    for one in ones:
+        alike = bool(batches) and len(batches[-1]) < chunk
+        if alike and isinstance(one, Tensor):
+            alike = batches[-1][0].shape == one.shape
+        if alike:
+            batches[-1].append(one)
+        else:
+            batches.append([one])
+    return [_together(parts) for parts in batches]
+
+
+def _together(parts: list[Any]) -> Any:
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(parts)
+    if isinstance(first, dict):
+        return {key: _together([part[key] for part in parts]) for key in first}
+    if isinstance(first, list):
+        return [item for part in parts for item in part]
+    if isinstance(first, tuple):
+        return tuple(_together(list(items)) for items in zip(*parts, strict=True))
+    return first
 
 
 def count(batches: list[Any]) -> int:

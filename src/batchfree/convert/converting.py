@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from batchfree._checks import check_choice
 from batchfree._errors import ConfigError, ConversionWarning
 from batchfree.convert import blending
-from batchfree.convert.batches import Forward, call_model, count, read_batches
+from batchfree.convert.batches import Forward, call_model, count, split_batches
 from batchfree.convert.calibrate import Calibration, Progress, Work, observe, set_analytic
 from batchfree.convert.distill import distill
-from batchfree.convert.drift import measure
 from batchfree.convert.kinds import replacement
 from batchfree.convert.plan import ConversionPlan, Keep, PlannedLayer, plan_conversion
 from batchfree.convert.replacing import copied, initialised, replaced, unwrapped, without_inplace
-from batchfree.convert.report import ConversionReport, LayerDrift
+from batchfree.convert.report import ConversionReport
+from batchfree.convert.reporting import summarised, with_drift
 from batchfree.convert.saving import save_converted
 from batchfree.nn import Groups
 
@@ -149,7 +146,7 @@ def convert(
     started = time.perf_counter()
     tell = progress or (lambda what, part: None)
     model = unwrapped(model)
-    fitted, apart = _split(calibration, held_out, samples, chunk)
+    fitted, apart = split_batches(calibration, held_out, samples, chunk)
     if fitted:
         model = initialised(model, fitted[0], forward)
     if method is None:
@@ -211,10 +208,10 @@ def convert(
         result = blending.blended(result, works)
     for module, training in modes:
         module.training = training
-    report = _report(plan, method, works, notes, anchor if scaled else None)
+    report = summarised(plan, method, works, notes, anchor if scaled else None)
     if apart:
         tell("the drift on held-out data", 0.95)
-        report = _with_drift(report, result, reference, apart, forward)
+        report = with_drift(report, result, reference, apart, forward)
     report = replace(
         report,
         calibration=count(fitted) if method not in ("copy", "analytic") else 0,
@@ -223,48 +220,6 @@ def convert(
         seconds=round(time.perf_counter() - started, 3),
     )
     return ConversionResult(result, plan, report)
-
-
-def _split(
-    calibration: Any, held_out: Any, samples: int, chunk: int
-) -> tuple[list[Any], list[Any]]:
-    """Batches to fit on and batches to measure on."""
-    apart = [] if held_out is None else read_batches(held_out, samples, chunk)
-    if calibration is None:
-        return [], apart
-    if apart:
-        return read_batches(calibration, samples, chunk), apart
-    ones = read_batches(calibration, samples + 32, 1)
-    spare = max(len(ones) - samples, min(32, len(ones) // 8))
-    fitted = ones[: len(ones) - spare]
-    return _joined(fitted, chunk), _joined(ones[len(ones) - spare :], chunk)
-
-
-def _joined(ones: Sequence[Any], chunk: int) -> list[Any]:
-    """Batches of single samples put together, where their shapes agree."""
-    batches: list[list[Any]] = []
-    for one in ones:
-        alike = bool(batches) and len(batches[-1]) < chunk
-        if alike and isinstance(one, torch.Tensor):
-            alike = batches[-1][0].shape == one.shape
-        if alike:
-            batches[-1].append(one)
-        else:
-            batches.append([one])
-    return [_together(parts) for parts in batches]
-
-
-def _together(parts: list[Any]) -> Any:
-    first = parts[0]
-    if isinstance(first, torch.Tensor):
-        return torch.cat(parts)
-    if isinstance(first, dict):
-        return {key: _together([part[key] for part in parts]) for key in first}
-    if isinstance(first, list):
-        return [item for part in parts for item in part]
-    if isinstance(first, tuple):
-        return tuple(_together(list(items)) for items in zip(*parts, strict=True))
-    return first
 
 
 def _check_elements(row: PlannedLayer, positions: int, degenerate: Degenerate) -> None:
@@ -295,52 +250,3 @@ def _why_none(plan: ConversionPlan) -> str:
         return f"{kept[0].path!r} is kept: {kept[0].reason}"
     kinds = sorted({x.kind for x in plan.layers})
     return f"its norm layers are {', '.join(kinds)}" if kinds else "it has no norm layers"
-
-
-def _report(
-    plan: ConversionPlan, method: str, works: list[Work], notes: list[str], anchor: float | None
-) -> ConversionReport:
-    fits = {w.row.path: w.fit for w in works}
-    layers = []
-    for row in plan.layers:
-        found = fits.get(row.path)
-        known = found is not None and math.isfinite(found.error)
-        predicted = found.error**0.5 if known and found is not None else None
-        layers.append(LayerDrift(row.path, row.old, row.new, row.groups, row.reason, predicted))
-    each = [x.predicted for x in layers if x.predicted is not None]
-    return ConversionReport(
-        model=plan.model,
-        method=method,
-        layers=tuple(layers),
-        anchor=anchor,
-        predicted=math.sqrt(sum(e * e for e in each)) if each else None,
-        notes=tuple(notes),
-    )
-
-
-def _with_drift(
-    report: ConversionReport,
-    result: nn.Module,
-    reference: nn.Module,
-    apart: list[Any],
-    forward: Forward,
-) -> ConversionReport:
-    modes = [(m, m.training) for m in result.modules()]
-    paths = [x.path for x in report.converted]
-    try:
-        layers, whole, changed = measure(result.eval(), reference, paths, apart, forward)
-    finally:
-        for module, training in modes:
-            module.training = training
-    return replace(
-        report,
-        layers=tuple(
-            replace(x, cosine=layers[x.path].cosine, error=layers[x.path].error)
-            if x.path in layers
-            else x
-            for x in report.layers
-        ),
-        output_cosine=whole.cosine,
-        output_error=whole.error,
-        changed=changed,
-    )

@@ -96,5 +96,5 @@ def without_inplace(model: nn.Module) -> nn.Module:
     """
     for module in model.modules():
         if getattr(module, "inplace", None) is True:
-            module.inplace = False
+            vars(module)["inplace"] = False
     return model
