@@ -123,10 +123,13 @@ def error_of(net: nn.Module, images: Tensor, labels: Tensor) -> float:
     return 100 * wrong / len(labels)
 
 
-def conversions(distilled: bool) -> list[tuple[str, Any, float | None]]:
-    """Method, groups, anchor of each row; None of groups is the default policy."""
-    if distilled:
-        return [("distill", None, 2.0), ("distill", 1, 2.0)]
+def conversions(phase: int) -> list[tuple[str, Any, float | None]]:
+    """Method, groups, anchor of each row; None of groups is the default policy.
+
+    The slow ones have phases of their own, after all others.
+    """
+    if phase:
+        return [("distill", None, 2.0)] if phase == 1 else [("distill", 1, 2.0)]
     return [
         *(("copy", g, None) for g in (None, 1, 32)),
         *(("analytic", g, 2.0) for g in (None, 1, 32)),
@@ -184,14 +187,14 @@ def main() -> None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         with options.output.open("w", newline="") as file:
             csv.DictWriter(file, FIELDS).writeheader()
-    for distilled in (False, True):
+    for phase in range(3):
         for seed in SEEDS:
             for name in options.only:
                 if options.trained_only and not weights_of(name, seed, options.runs).exists():
                     continue
                 net = trained(name, seed, options.runs)
                 base = None
-                for method, groups, anchor in conversions(distilled):
+                for method, groups, anchor in conversions(phase):
                     row = {"architecture": name, "seed": seed, "method": method}
                     row["groups"] = "default" if groups is None else groups
                     row["anchor"] = "none" if anchor is None else anchor
