@@ -30,7 +30,7 @@ from batchfree.cli.audit import detection_batch, takes_lists
 from batchfree.convert.kinds import is_batch_norm
 
 sys.path.insert(0, str(Path(__file__).parent))
-from audit_zoo import _make_small, input_of
+from audit_zoo import _make_small, _weight, input_of
 
 FIELDS = (
     *("model", "verdict", "batch_norms", "converted", "kept", "input", "parameters"),
@@ -45,6 +45,12 @@ def main() -> None:
     """Runs the sweep, or one model in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("results/convert-zoo.csv"))
+    parser.add_argument(
+        "--without",
+        type=Path,
+        default=Path("runs/convert-zoo-without.txt"),
+        help="where names of models without BatchNorm are kept",
+    )
     parser.add_argument("--only", nargs="+", metavar="NAME")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--limit", type=float, default=300, help="seconds a model")
@@ -58,8 +64,9 @@ def main() -> None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         with options.output.open("w", newline="") as file:
             csv.DictWriter(file, FIELDS).writeheader()
-    names = options.only or with_batch_norm(options.output.with_suffix(".names"))
-    waiting = [n for n in names if n not in done]
+    if options.without.exists():
+        done |= set(options.without.read_text().split())
+    waiting = [n for n in options.only or all_names() if n not in done]
     running: list[Run] = []
     while waiting or running:
         while waiting and len(running) < options.workers:
@@ -67,7 +74,11 @@ def main() -> None:
         for run in [r for r in running if r.finished()]:
             running.remove(run)
             row = run.row()
-            if row:
+            if not row:
+                options.without.parent.mkdir(parents=True, exist_ok=True)
+                with options.without.open("a") as file:
+                    print(run.name, file=file)
+            else:
                 with options.output.open("a", newline="") as file:
                     csv.DictWriter(file, FIELDS, extrasaction="ignore").writerow(row)
                 print(f"{run.name}: {row['verdict']} {row.get('problem', '')}", flush=True)
@@ -118,28 +129,21 @@ def _send(name: str, sender: Any) -> None:
         sender.send({"verdict": "failed", "problem": text[:200]})
 
 
-def with_batch_norm(cache: Path) -> list[str]:
-    """Every architecture with a BatchNorm, the smallest first; found on the meta device."""
-    if cache.exists():
-        return cache.read_text().split()
-    names = [f"torchvision:{n}" for n in models.list_models()]
-    names = [n for n in names if not n.startswith(("torchvision:raft", "torchvision:quantized"))]
-    names += [f"timm:{n}" for n in timm.list_models()]
-    found = []
-    for name in names:
-        try:
-            with warnings.catch_warnings(), torch.device("meta"):
-                warnings.simplefilter("ignore")
-                model = load_model(name)
-        except Exception as error:  # not built on meta: tried by itself
-            print(f"{name}: not on the meta device: {type(error).__name__}", flush=True)
-            found.append((10**12, name))
-            continue
-        if any(is_batch_norm(m) for m in model.modules()):
-            found.append((sum(p.numel() for p in model.parameters()), name))
-    ordered = [name for _, name in sorted(found)]
-    cache.write_text("\n".join(ordered) + "\n")
-    return ordered
+def all_names() -> list[str]:
+    """Every architecture, the light ones by their names first."""
+    names = [n for n in models.list_models() if not n.startswith(("raft", "quantized"))]
+    found = [f"torchvision:{n}" for n in names] + [f"timm:{n}" for n in timm.list_models()]
+    return sorted(found, key=_weight)
+
+
+def has_batch_norm(name: str) -> bool:
+    """Whether the architecture has one; on the meta device where it can be built there."""
+    try:
+        with torch.device("meta"):
+            model = load_model(name)
+    except Exception:
+        model = load_model(name)
+    return any(is_batch_norm(m) for m in model.modules())
 
 
 def convert_one(name: str) -> dict[str, object]:
@@ -147,10 +151,10 @@ def convert_one(name: str) -> dict[str, object]:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     started = time.perf_counter()
+    if not has_batch_norm(name):
+        return {}
     original = load_model(name)
     norms = sum(is_batch_norm(m) for m in original.modules())
-    if not norms:
-        return {}
     result = batchfree.convert(original)
     del original
     model = result.model.train()
