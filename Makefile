@@ -51,9 +51,10 @@ bench: $(STAMP)  ## time the layers against their peers on this machine, a few m
 	$(BIN)/batchfree bench target --allocator keep --output runs/bench
 	$(BIN)/batchfree bench overhead --allocator keep --output runs/bench-overhead
 
-nightly: $(STAMP)  ## random calls of the kernels, the audit of 250 models, the sweeps of results/: hours
+nightly: $(STAMP)  ## random kernel calls, the audit of 260 models, the conversion of 700, the sweeps: hours
 	BATCHFREE_FUZZ_EXAMPLES=5000 $(BIN)/python -m pytest -n $(WORKERS) tests/ops/test_fuzz.py
 	$(BIN)/python tools/audit_zoo.py --output runs/audit-zoo.csv --workers $(WORKERS)
+	$(BIN)/python -W ignore tools/convert_zoo.py --output runs/convert-zoo.csv --workers $(WORKERS)
 	$(BIN)/batchfree reproduce batch-size --preset hour --output runs/batch-size
 	$(BIN)/batchfree reproduce scratch --preset hour --output runs/scratch
 	$(BIN)/batchfree reproduce detection --preset hour --output runs/detection

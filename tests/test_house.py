@@ -16,10 +16,10 @@ import batchfree
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "batchfree"
 ORDER = [
-    {"_errors", "_checks", "_files"},
+    {"_errors", "_checks", "_files", "_naming"},
     {"ops"},
     {"nn"},
-    {"audit", "models"},
+    {"audit", "convert", "models"},
     {"data"},
     {"train"},
     {"recipes"},
@@ -36,6 +36,10 @@ PUBLIC = [
     "BatchNorm2d",
     "BatchNorm3d",
     "ConfigError",
+    "ConversionPlan",
+    "ConversionReport",
+    "ConversionResult",
+    "ConversionWarning",
     "DataError",
     "DegenerateGroupWarning",
     "FrozenBatchNorm",
@@ -52,8 +56,12 @@ PUBLIC = [
     "assert_batch_independent",
     "audit",
     "backend",
+    "convert",
     "group_norm",
+    "load_converted",
     "norm_layer",
+    "plan_conversion",
+    "save_converted",
     "standardize_weights",
 ]
 

@@ -9,11 +9,21 @@ of the same names (`pip install "batchfree[train,report]"`).
 from batchfree._errors import (
     BackendError,
     ConfigError,
+    ConversionWarning,
     DataError,
     DegenerateGroupWarning,
     ResultsError,
 )
 from batchfree.audit import AuditReport, assert_batch_independent, audit
+from batchfree.convert import (
+    ConversionPlan,
+    ConversionReport,
+    ConversionResult,
+    convert,
+    load_converted,
+    plan_conversion,
+    save_converted,
+)
 from batchfree.nn import (
     BatchNorm1d,
     BatchNorm2d,
@@ -41,6 +51,10 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "ConfigError",
+    "ConversionPlan",
+    "ConversionReport",
+    "ConversionResult",
+    "ConversionWarning",
     "DataError",
     "DegenerateGroupWarning",
     "FrozenBatchNorm",
@@ -57,7 +71,11 @@ __all__ = [
     "assert_batch_independent",
     "audit",
     "backend",
+    "convert",
     "group_norm",
+    "load_converted",
     "norm_layer",
+    "plan_conversion",
+    "save_converted",
     "standardize_weights",
 ]

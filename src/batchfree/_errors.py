@@ -43,3 +43,7 @@ class BackendError(RuntimeError):
 
 class DegenerateGroupWarning(UserWarning):
     """A normalisation group holds one element, so the normalised value is always zero."""
+
+
+class ConversionWarning(UserWarning):
+    """A conversion went through, and its result may not be what is expected."""

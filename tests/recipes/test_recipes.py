@@ -1,11 +1,17 @@
 import re
 import shlex
+from dataclasses import replace
 
 import pytest
+import torch
 
+import batchfree
 from batchfree import ConfigError
+from batchfree.convert import BlendNorm, read_manifest
 from batchfree.recipes import RECIPES, digits_small, get_recipe, imagenet
+from batchfree.recipes.digits import digits_small_bn_network
 from batchfree.train import fit, validate
+from batchfree.train.build import build_network
 from batchfree.train.optim import build_schedule
 
 
@@ -79,7 +85,45 @@ def test_the_digits_recipes_differ_in_the_norm_only():
     assert bn.replace(model=kind).model == gn.model
 
 
-@pytest.mark.parametrize("name", [n for n in RECIPES if n.startswith("digits")])
+@pytest.mark.parametrize("method", ["analytic", "blend"])
+def test_a_converted_model_is_fine_tuned_and_saved_as_one(tmp_path, method):
+    network = digits_small_bn_network()
+    with pytest.warns(batchfree.ConversionWarning, match="as they were made"):
+        result = batchfree.convert(network, method=method)
+    name = "batchfree.recipes.digits:digits_small_bn_network"
+    result.save(tmp_path / "start.safetensors", source=name, preprocessing="as made")
+    config = get_recipe("digits_converted").replace(
+        model={"converted": str(tmp_path / "start.safetensors")},
+        data={"val_samples": 20},
+        trainer={"max_steps": 4, "accelerator": "cpu"},
+    )
+    trained = fit(config, output=tmp_path / "run", progress=False)
+    assert trained.curve[-1]["step"] == 4
+    assert not any(isinstance(m, BlendNorm) for m in trained.model.modules())
+    again = batchfree.load_converted(tmp_path / "run" / "converted.safetensors").eval()
+    x = torch.randn(3, 3, 16, 16)
+    torch.testing.assert_close(again(x), trained.model.cpu().eval()(x))
+    manifest = read_manifest(tmp_path / "run" / "converted.safetensors")
+    assert (manifest["source"], manifest["preprocessing"]) == (name, "as made")
+    assert manifest["method"] == f"{method}, fine-tuned"
+    start = batchfree.load_converted(tmp_path / "start.safetensors").eval()
+    assert not torch.allclose(start(x), again(x))
+
+
+def test_a_converted_model_of_other_classes_or_none_is_refused(tmp_path):
+    config = get_recipe("imagenet_r50_converted").model
+    with pytest.raises(batchfree.DataError, match="no converted model at"):
+        build_network(config, 1000)
+    network = torch.nn.Sequential(torch.nn.BatchNorm1d(32), torch.nn.Linear(32, 7))
+    config = replace(config, converted=str(tmp_path / "a.safetensors"))
+    with pytest.warns(batchfree.ConversionWarning):
+        result = batchfree.convert(network)
+    result.save(config.converted, source="torchvision:resnet50")
+    with pytest.raises(ConfigError, match="the plan is of another model"):
+        build_network(config, 10)
+
+
+@pytest.mark.parametrize("name", [n for n in RECIPES if n.startswith("digits_small")])
 def test_a_digits_recipe_trains(name):
     short = {"max_steps": 2, "accelerator": "cpu"}
     result = fit(get_recipe(name).replace(trainer=short, data={"val_samples": 20}))

@@ -7,59 +7,13 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from batchfree.audit.findings import percent
+from batchfree.audit.page import Html, code, document, maybe, table
 from batchfree.audit.report import AuditReport, Layer, Mode, SweepPoint
 from batchfree.audit.text import grouped, headline, place
-
-_CSS = """
-:root { color-scheme: light dark; --ground: #fff; --text: #1c1f26; --dim: #5c6370;
-  --line: #d9dce3; --red: #b3261e; --green: #1b7f3b; --amber: #8a5a00; --heat: 201, 83, 10; }
-@media (prefers-color-scheme: dark) { :root { --ground: #15171c; --text: #e6e8ee; --dim: #9aa1ae;
-  --line: #343944; --red: #ff8a80; --green: #6fd08c; --amber: #ffc46b; --heat: 255, 155, 94; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem; max-width: 72rem; background: var(--ground);
-  color: var(--text); font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: 0 0 .5rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-p { max-width: 48rem; } .dim { color: var(--dim); }
-.ok { color: var(--green); } .coupling { color: var(--red); }
-.bits, .warning { color: var(--amber); } .note { color: var(--dim); }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
-th, td { text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--line);
-  vertical-align: top; } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-th button { all: unset; cursor: pointer; font-weight: 600; }
-th button:focus-visible { outline: 2px solid currentColor; outline-offset: 2px; }
-th[aria-sort=ascending] button::after { content: " \\2191"; }
-th[aria-sort=descending] button::after { content: " \\2193"; }
-code { font: .9em ui-monospace, monospace; overflow-wrap: anywhere; }
-.heat td, .heat th { padding: .25rem .5rem; text-align: center; border: 1px solid var(--line);
-  font-variant-numeric: tabular-nums; }
-.maps { display: flex; flex-wrap: wrap; gap: 2rem; } .maps > * { min-width: 0; max-width: 100%; }
-svg { max-width: 100%; height: auto; }
-svg text { fill: var(--text); font: 12px system-ui, sans-serif; }
-"""
-
-_JS = """
-for (const table of document.querySelectorAll('table.sortable')) {
-  const heads = [...table.tHead.rows[0].cells];
-  heads.forEach((head, column) => head.querySelector('button').addEventListener('click', () => {
-    const up = head.getAttribute('aria-sort') !== 'ascending';
-    for (const h of heads) h.removeAttribute('aria-sort');
-    head.setAttribute('aria-sort', up ? 'ascending' : 'descending');
-    const value = row => row.cells[column].dataset.value ?? row.cells[column].textContent;
-    const rows = [...table.tBodies[0].rows];
-    rows.sort((a, b) => {
-      const x = value(a), y = value(b), m = parseFloat(x), n = parseFloat(y);
-      const order = isNaN(m) || isNaN(n) ? x.localeCompare(y) : m - n;
-      return up ? order : -order;
-    });
-    table.tBodies[0].append(...rows);
-  }));
-}
-"""
 
 
 def page(report: AuditReport) -> str:
     """The page's HTML. Every name and message is escaped."""
-    title = escape(f"Audit of {report.model}")
     body = "\n".join(
         part
         for part in (
@@ -71,11 +25,7 @@ def page(report: AuditReport) -> str:
         )
         if part
     )
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_CSS}</style></head>\n<body>\n{body}\n<script>{_JS}</script></body></html>\n"
-    )
+    return document(f"Audit of {report.model}", body)
 
 
 def _overview(report: AuditReport) -> str:
@@ -91,9 +41,9 @@ def _overview(report: AuditReport) -> str:
         rows.append(
             [
                 mode.mode,
-                _Html(f'<span class="{look}">{verdict}</span>'),
+                Html(f'<span class="{look}">{verdict}</span>'),
                 len(mode.entries),
-                _code(first) if first else "",
+                code(first) if first else "",
                 len(mode.moved),
                 random,
             ]
@@ -106,7 +56,7 @@ def _overview(report: AuditReport) -> str:
     )
     return (
         f'<h1 class="{look}">{escape(headline(report))}</h1>\n'
-        f'<p class="dim">{escape(cost)}</p>\n{_table(heads, rows)}'
+        f'<p class="dim">{escape(cost)}</p>\n{table(heads, rows)}'
     )
 
 
@@ -121,14 +71,14 @@ def _findings(report: AuditReport) -> str:
             advice += f'<br><span class="dim">{escape(finding.reason)}</span>'
         rows.append(
             [
-                _Html(f'<span class="{finding.level}">{finding.level}</span>'),
+                Html(f'<span class="{finding.level}">{finding.level}</span>'),
                 finding.mode or "",
-                _code(place(finding, count)),
+                code(place(finding, count)),
                 finding.message + most,
-                _Html(advice),
+                Html(advice),
             ]
         )
-    return "<h2>Findings</h2>\n" + _table(("level", "mode", "where", "seen", "what to do"), rows)
+    return "<h2>Findings</h2>\n" + table(("level", "mode", "where", "seen", "what to do"), rows)
 
 
 def _coupling(mode: Mode) -> str:
@@ -185,14 +135,14 @@ def _sweep(report: AuditReport) -> str:
         f"{report.samples} samples."
     )
     heads = ("size", "output", "batch mean", "batch variance")
-    rows = [[p.size, *(_maybe(v) for v in (p.output, p.mean, p.variance))] for p in report.sweep]
+    rows = [[p.size, *(maybe(v) for v in (p.output, p.mean, p.variance))] for p in report.sweep]
     note = (
         "Output: relative distance from the whole batch's. Mean: in standard deviations. "
         "Variance: |log ratio|. Both over the BatchNorm layers."
     )
     return (
         f"<h2>Batch size, train mode</h2>\n<p>{escape(said)}</p>{_curve(points, report.tolerance)}"
-        f'{_table(heads, rows)}<p class="dim">{note}</p>'
+        f'{table(heads, rows)}<p class="dim">{note}</p>'
     )
 
 
@@ -242,68 +192,17 @@ def _layers(layers: Sequence[Layer]) -> str:
     )
     rows = [
         [
-            _code(layer.module),
+            code(layer.module),
             layer.type,
             layer.kind,
             *("" if v is None else v for v in (layer.channels, layer.groups, layer.elements)),
-            *(_maybe(v) for v in (layer.train_coupling, layer.eval_coupling, layer.gap)),
+            *(maybe(v) for v in (layer.train_coupling, layer.eval_coupling, layer.gap)),
         ]
         for layer in layers
     ]
     note = "Groups: the layer's own, or those that the policy would choose for a GroupNorm here."
-    return f'<h2>Norm layers</h2>\n{_table(heads, rows, sortable=True)}<p class="dim">{note}</p>'
-
-
-class _Html(str):
-    """Escaped already."""
-
-
-def _code(text: str) -> _Html:
-    return _Html(f"<code>{escape(text)}</code>")
-
-
-class _Amount(float):
-    """A relative amount."""
-
-
-def _maybe(value: float | None) -> _Amount | str:
-    return "" if value is None else _Amount(value)
+    return f'<h2>Norm layers</h2>\n{table(heads, rows, sortable=True)}<p class="dim">{note}</p>'
 
 
 def _number(value: float) -> str:
     return "0" if value == 0 else f"{value:.1e}" if value < 1e-3 else f"{value:.3f}"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[object]], sortable: bool = False) -> str:
-    numeric = [
-        bool(rows) and all(isinstance(r[i], (int, float)) or r[i] == "" for r in rows)
-        for i in range(len(heads))
-    ]
-    button = "<button>{}</button>" if sortable else "{}"
-    head = "".join(
-        f'<th scope="col"{_class(n)}>{button.format(escape(h))}</th>'
-        for h, n in zip(heads, numeric, strict=True)
-    )
-    body = "".join(
-        "<tr>" + "".join(_cell(v, n) for v, n in zip(row, numeric, strict=True)) + "</tr>"
-        for row in rows
-    )
-    kind = ' class="sortable"' if sortable else ""
-    return (
-        f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _class(numeric: bool) -> str:
-    return ' class="n"' if numeric else ""
-
-
-def _cell(value: object, numeric: bool) -> str:
-    if isinstance(value, _Html):
-        return f"<td{_class(numeric)}>{value}</td>"
-    if isinstance(value, _Amount):
-        number = float(value)
-        order = number if math.isfinite(number) else 1e30
-        return f'<td{_class(numeric)} data-value="{order!r}">{escape(percent(number))}</td>'
-    return f"<td{_class(numeric)}>{escape(str(value))}</td>"

@@ -138,6 +138,7 @@ def _command(module: str, name: str) -> Callable[[list[str]], int]:
 COMMANDS: dict[str, Command] = {
     "demo": Command("the small-batch experiment, ends in a report", _command("reproduce", "demo")),
     "audit": Command("where a model depends on its batch", _command("audit", "audit")),
+    "convert": Command("turn BatchNorms into GroupNorms", _command("convert", "convert")),
     "train": Command("train a classifier or a detector from a recipe", _command("train", "train")),
     "evaluate": Command(
         "evaluate a trained network on its recipe's validation set",

@@ -10,10 +10,11 @@ from typing import Any
 
 from batchfree._errors import ConfigError, DataError
 from batchfree._files import write_atomically
+from batchfree.cli.images import images_of
 from batchfree.cli.parsing import check_known, parse
 
 FINDINGS = 1
-_ERASE = "\r\x1b[K"  # the line of the progress
+ERASE = "\r\x1b[K"  # the line of the progress
 _LEVELS = ("coupling", "bits", "warning", "note", "never")
 
 
@@ -84,12 +85,12 @@ def audit(args: list[str]) -> int:
             labels=labels,
             tolerance=options.tolerance,
             name=options.model,
-            progress=_Progress() if shown else None,
+            progress=StageProgress() if shown else None,
         )
     finally:
         if shown:
-            print(_ERASE, end="", file=sys.stderr, flush=True)
-    _show(table(report))
+            print(ERASE, end="", file=sys.stderr, flush=True)
+    show(table(report))
     for path, content in ((options.json, report.to_json), (options.html, report.to_html)):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,20 +128,7 @@ def _images(folder: Path, count: int, size: int) -> tuple[Any, list[int] | None]
 
     if count < 2:
         raise ConfigError(f"--batch must be at least 2, got {count}")
-    if not folder.is_dir():
-        raise DataError(f"there is no folder {str(folder)!r}")
-    endings = (".jpg", ".jpeg", ".png", ".webp", ".gif")
-    by_class: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in endings:
-            by_class.setdefault(str(path.parent), []).append(path)
-    longest = max(map(len, by_class.values()), default=0)
-    found = [
-        (paths[turn], label)
-        for turn in range(longest)
-        for label, paths in enumerate(by_class.values())
-        if turn < len(paths)
-    ][:count]
+    found = images_of(folder, count)
     if len(found) < 2:
         raise DataError(f"{folder} holds {len(found)} images; an audit needs two or more")
     transform = v2.Compose(
@@ -187,19 +175,21 @@ def detection_batch(images: Any) -> tuple[list[Any], list[dict[str, Any]]]:
     return list(images), targets
 
 
-class _Progress:
+class StageProgress:
     """The stage and the time left, on one line of stderr."""
 
     def __init__(self) -> None:
         self.started = time.monotonic()
 
     def __call__(self, what: str, part: float) -> None:
+        """Shows what is being done and about how long the rest will take."""
         seconds = time.monotonic() - self.started
         left = f", about {seconds / part - seconds:.0f} s left" if part > 0.05 else ""
-        print(f"{_ERASE}{what}{left}", end="", file=sys.stderr, flush=True)
+        print(f"{ERASE}{what}{left}", end="", file=sys.stderr, flush=True)
 
 
-def _show(content: Any) -> None:
+def show(content: Any) -> None:
+    """Prints a text or a rich table."""
     if isinstance(content, str):
         print(content)
         return

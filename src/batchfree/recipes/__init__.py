@@ -38,6 +38,7 @@ from batchfree.recipes.coco_scratch import (
     coco_x152_gn_cascade_scratch_9x,
 )
 from batchfree.recipes.digits import (
+    digits_converted,
     digits_small,
     digits_small_bn,
     digits_small_gn,
@@ -48,6 +49,7 @@ from batchfree.recipes.digits import (
 from batchfree.recipes.imagenet import (
     imagenet,
     imagenet_r50_bn,
+    imagenet_r50_converted,
     imagenet_r50_gn,
     imagenet_r50_in,
     imagenet_r50_ln,
@@ -90,12 +92,14 @@ RECIPES: dict[str, Callable[[], Config | DetectionConfig]] = {
         digits_small_gn_ws,
         digits_small_in,
         digits_small_ln,
+        digits_converted,
         imagenet_r50_bn,
         imagenet_r50_gn,
         imagenet_r50_in,
         imagenet_r50_ln,
         imagenet_r101_bn,
         imagenet_r101_gn,
+        imagenet_r50_converted,
         coco_r50_frozen_bn_2x,
         coco_r50_frozen_bn_3x,
         coco_r50_gn_2x,

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from batchfree._errors import ConfigError
+from batchfree.convert import load_converted
 from batchfree.models import build_model
 from batchfree.nn import Groups, norm_layer
 from batchfree.train.config import BaseConfig, ModelConfig
@@ -16,8 +17,12 @@ def build_network(config: ModelConfig, num_classes: int) -> nn.Module:
     """The network that a config names.
 
     Raises:
-        ConfigError: options that the model or the norm does not take.
+        ConfigError: options that the model or the norm does not take; a converted model of another
+            number of classes.
+        DataError: the file of a converted model is missing or damaged.
     """
+    if config.converted is not None:
+        return _converted(config.converted, num_classes)
     norm_options: dict[str, Any] = {}
     groups = None
     if config.norm == "gn":
@@ -46,6 +51,17 @@ def build_network(config: ModelConfig, num_classes: int) -> nn.Module:
         )
     except (TypeError, ValueError) as e:
         raise ConfigError(f"model: {e}") from e
+
+
+def _converted(path: str, num_classes: int) -> nn.Module:
+    network = load_converted(path)
+    heads = [m for m in network.modules() if isinstance(m, nn.Linear)]
+    if heads and heads[-1].out_features != num_classes:
+        raise ConfigError(
+            f"model.converted: the network in {path} tells {heads[-1].out_features} classes apart, "
+            f"the data has {num_classes}"
+        )
+    return network
 
 
 def total_steps(config: BaseConfig, samples_per_epoch: int | None) -> int:

@@ -80,6 +80,7 @@ _RULES: dict[str, tuple[str, _Check]] = {
         ),
         ("a number, zero or above", _not_negative),
     ),
+    "model.blend_until": ("a number above 0, up to 1", lambda value: 0 < value <= 1),
     "seed": ("a whole number from 0 to below 2^63", _seed),
     **dict.fromkeys(
         ("optimizer.momentum", "optimizer.label_smoothing", "optimizer.ema_decay"),

@@ -34,6 +34,10 @@ class ModelConfig:
         width: channels of the first stage, for `resnet_small`.
         blocks_per_stage: residual blocks in each stage, for `resnet_small`.
         stem: `3x3` or `7x7`, for `resnet_small`.
+        converted: a file of `batchfree convert` to fine-tune; the network and its norms are those
+            of the file, and the fields above are not used.
+        blend_until: where the file was converted by `--method blend`, the fraction of the training
+            after which its layers are GroupNorms; None is half.
     """
 
     name: str = "resnet_small"
@@ -48,6 +52,8 @@ class ModelConfig:
     width: int | None = None
     blocks_per_stage: int | None = None
     stem: Literal["3x3", "7x7"] | None = None
+    converted: str | None = None
+    blend_until: float | None = None
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,15 @@ from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import nn
 
+from batchfree.convert import (
+    ConversionPlan,
+    collapse,
+    read_manifest,
+    save_converted,
+    set_alpha,
+)
 from batchfree.models.conventions import conventions_of
+from batchfree.train.blend import AnnealBlend
 from batchfree.train.build import build_network
 from batchfree.train.callbacks import CurvePoint
 from batchfree.train.checkpoint import check_checkpoint
@@ -23,7 +32,7 @@ from batchfree.train.config import BaseConfig, Config
 from batchfree.train.data import DataModule, build_data, preprocessing
 from batchfree.train.loop import Monitor, TrainingInterrupted, plan, run_loop, save_result
 from batchfree.train.loop import surroundings as _surroundings
-from batchfree.train.output import prepare
+from batchfree.train.output import prepare, unwritable
 
 if TYPE_CHECKING:
     from batchfree.train.detection_config import DetectionConfig
@@ -156,6 +165,10 @@ def _fit(
     if config.trainer.channels_last:
         network = network.to(memory_format=torch.channels_last)
     run = plan(config, data.samples_per_epoch)
+    converted = config.model.converted
+    if converted is not None:
+        until = max(1, round((config.model.blend_until or 0.5) * run.steps))
+        callbacks = [AnnealBlend(until, collapse=False), *callbacks]
     ended = run_loop(
         config,
         Classifier(network, config, run.schedule, len(data.validation)),  # type: ignore[arg-type]
@@ -168,6 +181,9 @@ def _fit(
         callbacks=callbacks,
         on_step=on_step,
     )
+    if converted is not None:
+        set_alpha(network, 0.0)
+        collapse(network)
     recent = ended.curve[-5:]
     result = FitResult(
         val_error=statistics.median(p["val_error"] for p in recent),
@@ -184,4 +200,26 @@ def _fit(
             "conventions": conventions_of(network, *preprocessing(config.data)),
         }
         save_result(folder, result, values, network, told)
+        if converted is not None:
+            _save_converted(folder, result, converted)
     return result
+
+
+# What a fine-tuned model's manifest shares with that of the file it started from.
+_KEPT = ("source", "calibration", "anchor", "preprocessing")
+
+
+def _save_converted(folder: Path, result: FitResult, converted: str) -> None:
+    manifest = read_manifest(converted)
+    try:
+        save_converted(
+            folder / "converted.safetensors",
+            result.model,
+            ConversionPlan.from_json(json.dumps(manifest["plan"])),
+            method=f"{manifest['method']}, fine-tuned",
+            **{key: manifest[key] for key in _KEPT},
+        )
+    except OSError as e:
+        error = unwritable(folder, e)
+        error.result = result
+        raise error from e

@@ -1,0 +1,166 @@
+"""Calibration inputs: read once, checked, and run through a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from batchfree._errors import ConfigError, DataError
+from batchfree.audit.tree import batch_size, map_tensors, take, tensors
+
+Forward = Callable[[nn.Module, Any], Any]
+
+
+def call_model(model: nn.Module, batch: Any) -> Any:
+    """model(batch); of a tuple or list (inputs, labels) the inputs alone; a dict is spread."""
+    if isinstance(batch, dict):
+        return model(**batch)
+    return model(batch)
+
+
+def _inputs(batch: Any) -> Any:
+    """A loader's (inputs, labels) without what is not input."""
+    if isinstance(batch, (tuple, list)) and batch:
+        first = batch[0]
+        together = all(
+            isinstance(p, Tensor) and isinstance(first, Tensor) and p.dim() == first.dim()
+            for p in batch
+        )
+        if isinstance(first, dict) or not together or isinstance(batch, tuple):
+            return first
+    return batch
+
+
+def read_batches(data: Any, samples: int, chunk: int) -> list[Any]:
+    """The first `samples` samples in batches of at most `chunk`.
+
+    Args:
+        data: a tensor (N, ...), one batch as the model takes it, or an iterable of batches; of
+            (inputs, labels) the inputs are taken.
+        samples: how many at most.
+        chunk: the largest batch.
+
+    Raises:
+        DataError: no sample, or values that are NaN or infinite.
+        ConfigError: something that holds no tensor.
+    """
+    single = isinstance(data, (Tensor, dict)) or (
+        isinstance(data, list) and bool(data) and isinstance(data[0], Tensor) and data[0].dim() < 4
+    )
+    if not single and not isinstance(data, Iterable):
+        raise ConfigError(
+            f"calibration data is a tensor or an iterable of batches, got {type(data).__name__}"
+        )
+    found: list[Any] = []
+    seen = 0
+    for raw in [data] if single else data:
+        batch = raw if single else _inputs(raw)
+        if next(tensors(batch), None) is None:
+            raise ConfigError(f"a calibration batch holds no tensor, got {type(batch).__name__}")
+        size = batch_size(batch)
+        if size is None:
+            raise ConfigError("a calibration batch does not tell its number of samples")
+        size = min(size, samples - seen)
+        for start in range(0, size, chunk):
+            at = range(start, min(start + chunk, size))
+            found.append(take(batch, list(at), batch_size(batch) or 0))
+        seen += size
+        if seen >= samples:
+            break
+    if seen == 0:
+        raise DataError("the calibration data is empty: the loader gave no sample")
+    for number, batch in enumerate(found):
+        for t in tensors(batch):
+            if t.is_floating_point() and not bool(t.isfinite().all()):
+                raise DataError(
+                    f"calibration batch {number} holds NaN or infinity; look at the loading and "
+                    "the normalisation of the images"
+                )
+    return found
+
+
+def split_batches(
+    calibration: Any, held_out: Any, samples: int, chunk: int
+) -> tuple[list[Any], list[Any]]:
+    """Batches to fit on and batches to measure on, the latter set apart where they are not given.
+
+    Raises:
+        ConfigError, DataError: as `read_batches`.
+    """
+    apart = [] if held_out is None else read_batches(held_out, samples, chunk)
+    if calibration is None:
+        return [], apart
+    if apart:
+        return read_batches(calibration, samples, chunk), apart
+    ones = read_batches(calibration, samples + 32, 1)
+    spare = max(len(ones) - samples, min(32, len(ones) // 8))
+    fitted = ones[: len(ones) - spare]
+    return _joined(fitted, chunk), _joined(ones[len(ones) - spare :], chunk)
+
+
+def _joined(ones: Sequence[Any], chunk: int) -> list[Any]:
+    """Batches of single samples put together, where their shapes agree."""
+    batches: list[list[Any]] = []
+    for one in ones:
+        alike = bool(batches) and len(batches[-1]) < chunk
+        if alike and isinstance(one, Tensor):
+            alike = batches[-1][0].shape == one.shape
+        if alike:
+            batches[-1].append(one)
+        else:
+            batches.append([one])
+    return [_together(parts) for parts in batches]
+
+
+def _together(parts: list[Any]) -> Any:
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(parts)
+    if isinstance(first, dict):
+        return {key: _together([part[key] for part in parts]) for key in first}
+    if isinstance(first, list):
+        return [item for part in parts for item in part]
+    if isinstance(first, tuple):
+        return tuple(_together(list(items)) for items in zip(*parts, strict=True))
+    return first
+
+
+def count(batches: list[Any]) -> int:
+    """The number of samples."""
+    return sum(batch_size(b) or 0 for b in batches)
+
+
+def moved(batch: Any, model: nn.Module) -> Any:
+    """The batch on the model's device, in its floating-point dtype; a copy."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), None)
+
+    def move(t: Tensor) -> Tensor:
+        t = t.detach().clone()
+        if like is None:
+            return t
+        return t.to(like.device, like.dtype if t.is_floating_point() else t.dtype)
+
+    return map_tensors(move, batch)
+
+
+def run(model: nn.Module, batch: Any, forward: Forward) -> Any:
+    """A forward in eval mode without gradients.
+
+    Raises:
+        ConfigError: the model cannot run on the batch.
+    """
+    try:
+        with torch.no_grad():
+            return forward(model, moved(batch, model))
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        if isinstance(error, (ConfigError, DataError)):
+            raise
+        shapes = ", ".join(str(tuple(t.shape)) for t in list(tensors(batch))[:3])
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"the model cannot run on calibration data of shape {shapes}: {type(error).__name__}: "
+            f"{first}"
+        ) from error
