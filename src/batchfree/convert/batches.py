@@ -90,7 +90,9 @@ def split_batches(
     Raises:
         ConfigError, DataError: as `read_batches`.
     """
-    apart = [] if held_out is None else read_batches(held_out, samples, chunk)
+    # The drift keeps every layer's output of a batch, of both models.
+    few = min(chunk, 8)
+    apart = [] if held_out is None else read_batches(held_out, samples, few)
     if calibration is None:
         return [], apart
     if apart:
@@ -98,7 +100,7 @@ def split_batches(
     ones = read_batches(calibration, samples + 32, 1)
     spare = max(len(ones) - samples, min(32, len(ones) // 8))
     fitted = ones[: len(ones) - spare]
-    return _joined(fitted, chunk), _joined(ones[len(ones) - spare :], chunk)
+    return _joined(fitted, chunk), _joined(ones[len(ones) - spare :], few)
 
 
 def _joined(ones: Sequence[Any], chunk: int) -> list[Any]:
