@@ -27,13 +27,13 @@ cat "$output/machine.txt"
 
 # The C++ kernels, where there is a compiler: in the background, they are for the CPU.
 if [ ! -e src/batchfree/_kernels.so ] && command -v "${CXX:-c++}" >/dev/null; then
-    BATCHFREE_BUILD_KERNELS=1 nice "$python" setup.py -q build_ext --inplace >"$output/build.log" 2>&1 &
+    BATCHFREE_BUILD_KERNELS=1 timeout "$test_seconds" nice "$python" setup.py -q build_ext --inplace >"$output/build.log" 2>&1 &
     build=$!
 fi
 
 bench() {  # name, seconds, arguments of batchfree bench
     name="$1"; seconds="$2"; shift 2
-    timeout $((seconds + 25)) "$python" -m batchfree.cli bench "$@" --device cuda \
+    timeout $((seconds + 12)) "$python" -m batchfree.cli bench "$@" --device cuda \
         --budget "$seconds" --threads 1 --output "$output/$name" >"$output/$name.log" 2>&1 \
         || { echo "bench $name: exit code $?"; failed=1; }
     tail -1 "$output/$name.log"
@@ -80,7 +80,7 @@ tail -3 "$output/tests.log"
 tenth=$((bench_seconds / 10))
 bench_step() {
     name="$1"; shift
-    bench "$name" "$tenth" training-step --precision bfloat16 "$@"
+    bench "$name" $((tenth / 2)) training-step --precision bfloat16 "$@"
 }
 bench_kernels() {  # name, tenths of the time, arguments
     name="$1"; tenths="$2"; shift 2
@@ -88,12 +88,12 @@ bench_kernels() {  # name, tenths of the time, arguments
         --repetitions 10 "$@"
 }
 if [ "$bench_seconds" -gt 0 ]; then
-    bench_kernels kernels 6 --layouts contiguous channels_last \
+    bench_kernels kernels 5 --layouts contiguous channels_last \
         --peers eager batchfree compile liger apex batch_norm floor
 fi
 if [ "$bench_seconds" -gt 0 ] && [ "$only" = all ]; then
     steps bench_step
-    bench overhead "$tenth" overhead --repetitions 20
+    bench overhead $((tenth / 2)) overhead --repetitions 20
     bench_kernels kernels-max 2 --peers eager batchfree compile-max floor
 fi
 [ "$status" = 0 ] && status=$failed

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from batchfree.bench.networks import MODELS
+from batchfree.bench.networks import BATCH_NORM, MODELS, build
 from batchfree.bench.training_step import _kept_storages, run_training_step
 
 
@@ -39,3 +39,10 @@ def test_a_network_that_cannot_be_trained_so_is_reported(layout):
     assert fused.failure is eager.failure is None
     assert "more than 1 value per channel" in bn.failure
     assert bn.median_us is bn.saved_bytes is None
+
+
+def test_mask_rcnn_sees_its_images_in_their_size():
+    network, (images, targets), _ = build("maskrcnn", BATCH_NORM, batch=2, size=96)
+    seen, told = network.train().transform(images, targets)
+    assert seen.image_sizes == [(96, 160)] * 2
+    assert told[0]["masks"].shape == (8, 96, 160)

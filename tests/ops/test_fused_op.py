@@ -284,3 +284,11 @@ def test_the_output_may_be_overwritten_unless_it_was_kept(activation, residual):
     else:
         y.backward(inputs.dy)
         assert torch.equal(inputs.x.grad, want)
+
+
+def test_where_only_a_plain_residual_wants_a_gradient_it_is_dy():
+    inputs = draw((2, 6, 5, 7))
+    residual = inputs.residual.detach().requires_grad_()
+    y = batchfree.group_norm(inputs.x, 2, inputs.weight, inputs.bias, residual=residual)
+    y.backward(inputs.dy)
+    assert torch.equal(residual.grad, inputs.dy)

@@ -14,7 +14,6 @@ from batchfree.ops.triton.given import MOST_POSITIONS
 
 KERNELS = pytest.mark.skipif(BACKEND != "triton", reason="BATCHFREE_BACKEND=triton asks for them")
 GPU = pytest.mark.skipif(DEVICE != "cuda" or BACKEND != "triton", reason="needs a GPU")
-GIB = 1 << 30
 
 SAMPLES = st.builds(
     lambda groups, width, positions, item, last: plan.Sample(

@@ -39,7 +39,7 @@ def build(network: str, model: str, batch: int, size: int) -> tuple[nn.Module, l
     if network == "unet":
         return _Blocks(model), _latents(batch, size // 8), _mean_square
     if network == "maskrcnn":
-        return _mask_rcnn(model), _annotated(batch, size), _sum_of_losses
+        return _mask_rcnn(model, size), _annotated(batch, size), _sum_of_losses
     images, labels = torch.randn(batch, 3, size, size), torch.randint(1000, (batch,))
     return _resnet(network, model), [images, labels], _classification
 
@@ -104,10 +104,10 @@ def _mean_square(model: nn.Module, *latents: Tensor) -> Tensor:
     return torch.stack([y.float().square().mean() for y in model(*latents)]).sum()
 
 
-def _mask_rcnn(model: str) -> nn.Module:
+def _mask_rcnn(model: str, height: int) -> nn.Module:
     backbone = _resnet_fpn_extractor(_resnet("resnet50", model), trainable_layers=5)
-    # Images come in their size: no scaling in the step.
-    return MaskRCNN(backbone, num_classes=91, min_size=1, max_size=1 << 20)
+    # Images come in their size, which the scaling of a step leaves as it is.
+    return MaskRCNN(backbone, num_classes=91, min_size=height, max_size=1 << 20)
 
 
 def _annotated(batch: int, height: int) -> list[Any]:

@@ -151,7 +151,7 @@ class StepRow(Timed):
         layout: of images and weights.
         saved_bytes: bytes of distinct storages kept for the backward, parameters excluded.
         precision: `float32`, or `bfloat16` under autocast.
-        peak_bytes: on a GPU, the most memory that was allocated in a step.
+        peak_bytes: on a GPU, the most memory allocated in a step beyond weights and momentum.
         clock: `host`, or `device`, where the step is a CUDA graph and only the GPU's work counts.
     """
 

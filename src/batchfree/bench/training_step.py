@@ -143,6 +143,7 @@ class Step:
         if self._device != "cuda":
             return None
         self.run(2)
+        self.optimizer.zero_grad(set_to_none=True)
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         self.run(1)

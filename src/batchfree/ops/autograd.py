@@ -96,6 +96,8 @@ class _GroupNorm(torch.autograd.Function):
         wanted = INPUT * needs_x | WEIGHT * needs_weight | BIAS * needs_bias
         if needs_residual and not passes_on:
             wanted |= RESIDUAL
+        if not wanted:
+            return (None, None, None, dy if passes_on else None, None, None, None)
         # A graph of the gradient is asked for (create_graph, functorch).
         twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         gradient: Any = _GroupNormBackward.apply if twice else _backward

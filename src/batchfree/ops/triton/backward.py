@@ -220,7 +220,7 @@ def _launch(
         if isinstance(way, Apart):
             way.sums(device, *inputs, statistics, parts, *numbers)
             way.combine(device, parts, inputs[2], totals, means, layout.numbers[0], groups)
-            if outputs != (None, None):
+            if any(t is not None for t in outputs):
                 way.apply(device, *inputs, statistics, means, *outputs, *numbers)
         else:
             counters = torch.zeros(1 + 2 * way.units, dtype=torch.int32, device=where)
