@@ -167,7 +167,7 @@ class AuditReport:
 
     def to_json(self) -> str:
         """All of it as JSON; NaN and infinity are the strings "nan" and "inf"."""
-        return json.dumps(_plain({"ok": self.ok, **asdict(self)}), indent=1, allow_nan=False)
+        return json.dumps(plain({"ok": self.ok, **asdict(self)}), indent=1, allow_nan=False)
 
     def to_html(self) -> str:
         """One self-contained page: overview, layers, heat maps and the curve over batch sizes."""
@@ -186,11 +186,12 @@ class AuditReport:
         return table(self)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Values for JSON: NaN and infinity become the strings "nan" and "inf"."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

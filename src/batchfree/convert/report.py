@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from batchfree.audit.report import plain
 
 SCHEMA = "batchfree-convert-1"
 
@@ -84,7 +85,7 @@ class ConversionReport:
 
     def to_json(self) -> str:
         """All of it as JSON; NaN and infinity are strings."""
-        return json.dumps(_plain(asdict(self)), indent=1, allow_nan=False)
+        return json.dumps(plain(asdict(self)), indent=1, allow_nan=False)
 
     def to_html(self) -> str:
         """One self-contained page: overview, drift over the layers, and what was left."""
@@ -101,13 +102,3 @@ class ConversionReport:
         from batchfree.convert.text import report_table
 
         return report_table(self)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
