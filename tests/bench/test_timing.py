@@ -15,6 +15,10 @@ def test_functions_run_in_turns_in_an_order_that_rotates():
     assert all(len(samples.times) == 4 for samples in found.values())
 
 
+def test_of_no_functions_there_are_no_samples():
+    assert interleave({}, repetitions=2) == {}
+
+
 def test_short_calls_are_repeated_within_a_sample():
     calls = []
     found = interleave({"a": lambda n: (calls.append(n), time.sleep(n * 1e-5))}, repetitions=2)

@@ -84,6 +84,8 @@ def interleave(
     Returns:
         Samples by name. A function that raises is reported as failed, the others go on.
     """
+    if not functions:
+        return {}
     clock = _cuda_clock if device == "cuda" else _wall_clock
     found = {name: _warm_up(run, clock, sample_us) for name, run in functions.items()}
     end = time.perf_counter() + seconds
@@ -92,7 +94,7 @@ def interleave(
             if repetition >= LEAST_REPETITIONS and time.perf_counter() > end:
                 break
             names = list(functions)
-            first = repetition % max(len(names), 1)
+            first = repetition % len(names)
             for name in names[first:] + names[:first]:
                 samples = found[name]
                 if samples.failure is None:

@@ -102,7 +102,8 @@ class Step:
 
     Attributes:
         saved_bytes: of the distinct storages that a forward keeps for the backward.
-        peak_bytes: the most memory allocated in a step; None on a CPU, where nobody counts it.
+        peak_bytes: the most memory allocated in a step beyond weights and momentum; None on a CPU,
+            where nobody counts it.
     """
 
     def __init__(
