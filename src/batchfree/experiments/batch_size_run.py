@@ -13,25 +13,14 @@ from batchfree.train.config import Config
 _STOP_CHECK = 10  # steps between looks at whether the sweep still wants the run
 
 
-@dataclass(frozen=True)
-class BatchSizeRun:
-    """One training of a classifier; see `batchfree.experiments.pool.Run`.
+class ClassifierRun:
+    """What every training of a classifier tells a sweep of itself.
 
     Attributes:
-        norm: what the report calls the norm: bn, gn, ln, in or gn+ws.
-        normalization_batch: the size that the row stands for, or None where it stands for all.
         config: the training.
     """
 
-    norm: str
-    normalization_batch: int | None
     config: Config
-
-    @property
-    def name(self) -> str:
-        """Its file's name under rows/, without the ending."""
-        size = "any" if self.normalization_batch is None else self.normalization_batch
-        return f"{self.norm.replace('+', '-')}-{size}-seed{self.config.seed}"
 
     @property
     def steps(self) -> int:
@@ -53,6 +42,27 @@ class BatchSizeRun:
     def needs(self) -> tuple[str, ...]:
         """No other run."""
         return ()
+
+
+@dataclass(frozen=True)
+class BatchSizeRun(ClassifierRun):
+    """One training of a classifier; see `batchfree.experiments.pool.Run`.
+
+    Attributes:
+        norm: what the report calls the norm: bn, gn, ln, in or gn+ws.
+        normalization_batch: the size that the row stands for, or None where it stands for all.
+        config: the training.
+    """
+
+    norm: str
+    normalization_batch: int | None
+    config: Config
+
+    @property
+    def name(self) -> str:
+        """Its file's name under rows/, without the ending."""
+        size = "any" if self.normalization_batch is None else self.normalization_batch
+        return f"{self.norm.replace('+', '-')}-{size}-seed{self.config.seed}"
 
     def is_usable(self) -> bool:
         """It leaves nothing to others."""

@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from batchfree._errors import NonFiniteLoss
-from batchfree.experiments.batch_size_run import classifier_row
+from batchfree.experiments.batch_size_run import ClassifierRun, classifier_row
 from batchfree.experiments.detection_results import (
     FINE_TUNED,
     Arm,
@@ -35,7 +35,7 @@ _FINDINGS = "findings.json"
 
 
 @dataclass(frozen=True)
-class BackboneRun:
+class BackboneRun(ClassifierRun):
     """The training of a classifier whose backbone detectors start from.
 
     Attributes:
@@ -50,27 +50,6 @@ class BackboneRun:
     def name(self) -> str:
         """Its file's name under rows/, without the ending."""
         return f"backbone-{self.config.model.norm}-seed{self.config.seed}"
-
-    @property
-    def steps(self) -> int:
-        """Its optimizer steps."""
-        assert self.config.trainer.max_steps is not None
-        return self.config.trainer.max_steps
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Its config in plain values."""
-        return self.config.to_dict()
-
-    @property
-    def row_type(self) -> type[Measured]:
-        """`Row`, that of a classifier."""
-        return Row
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """No other run."""
-        return ()
 
     @property
     def weights(self) -> Path:
