@@ -184,7 +184,9 @@ def input_of(name: str, model: Any) -> tuple[int, ...]:
         return 3, 16, 224, 224
     if short.startswith(("vit", "swin", "maxvit")):
         return 3, 224, 224
-    if short == "inception_v3":
+    if short.startswith("raft"):
+        return 3, 128, 128
+    if short.endswith("inception_v3"):
         return 3, 299, 299
     return (3, 96, 96) if takes_lists(model) else (3, 64, 64)
 

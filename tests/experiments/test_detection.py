@@ -63,7 +63,7 @@ def test_every_norm_has_the_same_budget_and_hyper_parameters(experiment, tmp_pat
     assert all(shared(run) == shared(detectors[0]) for run in detectors)
     for run in detectors:
         config = run.config
-        assert run.steps * config.batch_size == 6000
+        assert run.steps * config.batch_size == detectors[0].steps * detectors[0].config.batch_size
         assert config.learning_rate() == pytest.approx(0.01 * config.batch_size)
         assert config.schedule.milestones == [round(run.steps * 2 / 3), round(run.steps * 8 / 9)]
 
