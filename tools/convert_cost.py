@@ -28,11 +28,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--chunk", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--keep", nargs="+", default=[])
     parser.add_argument("--output", type=Path, default=Path("results/convert-cost.json"))
     options = parser.parse_args()
     torch.manual_seed(0)
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore", batchfree.ConversionWarning)
     model = torchvision.models.resnet50().eval()
     images = torch.randn(options.samples, 3, 224, 224)
@@ -56,6 +57,7 @@ def main() -> None:
         "samples": options.samples,
         "pixels": 224,
         "chunk": options.chunk,
+        "threads": options.threads,
         "keep": options.keep,
         "layers": len(report.converted),
         "passes_begun": report.passes,
