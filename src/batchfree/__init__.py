@@ -24,6 +24,7 @@ from batchfree.convert import (
     plan_conversion,
     save_converted,
 )
+from batchfree.fuse import fuse
 from batchfree.nn import (
     BatchNorm1d,
     BatchNorm2d,
@@ -72,6 +73,7 @@ __all__ = [
     "audit",
     "backend",
     "convert",
+    "fuse",
     "group_norm",
     "load_converted",
     "norm_layer",
