@@ -94,6 +94,11 @@ def _by_function(module: str, function: str) -> nn.Module:
 _BUILDERS = {"torchvision": _of_torchvision, "timm": _of_timm}
 
 
+def _shortened(error: Exception) -> str:
+    last = str(error).strip().splitlines()[-1].strip()
+    return last if len(last) <= 300 else f"{last[:300]} ..."
+
+
 def load_weights(model: nn.Module, path: Path) -> None:
     """Loads a checkpoint of tensors and plain values into a model.
 
@@ -114,15 +119,18 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise
     except Exception as error:
         raise DataError(
-            f"{path} holds no weights that can be read safely: {type(error).__name__}; save it "
-            "with safetensors, or its state_dict with torch.save"
+            f"{path} holds no weights that can be read safely: it is damaged, or more than tensors "
+            f"is pickled in it, which can run code when it is read ({type(error).__name__}); save "
+            "the state_dict, with safetensors or torch.save"
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
+    if isinstance(state, dict) and state and all(str(k).startswith("module.") for k in state):
+        state = {k.removeprefix("module."): v for k, v in state.items()}  # of DataParallel
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"the weights in {path} are of another model: {str(error).strip().splitlines()[-1]}"
+            f"the weights in {path} are of another model: {_shortened(error)}"
         ) from error

@@ -157,3 +157,30 @@ def test_checkpoints_that_hold_code_or_another_model(capsys, tmp_path):
         assert code == 2
         assert message in err
     assert not (tmp_path / "o.safetensors").exists()
+
+
+@pytest.mark.parametrize("what", ["weights", "report"])
+def test_no_file_is_written_over_another(capsys, tmp_path, checkpoint, what):
+    before = (tmp_path / "net.pt").read_bytes()
+    output = checkpoint if what == "weights" else str(tmp_path / "same.x")
+    line = ["--weights", checkpoint, *(["--report", output] if what == "report" else [])]
+    code, _, err = run(capsys, "convert", f"{HERE}net", *line, "--output", output, *QUIET)
+    assert code == 2
+    assert "named twice" in err
+    assert (tmp_path / "net.pt").read_bytes() == before
+    assert not (tmp_path / "same.x").exists()
+
+
+def test_a_place_that_cannot_be_written_is_said_before_the_work(capsys, tmp_path, checkpoint):
+    output = tmp_path / "net.pt" / "out.safetensors"  # a folder that is a file
+    line = ("--weights", checkpoint, "--output", str(output))
+    code, out, err = run(capsys, "convert", f"{HERE}net", *line, *QUIET)
+    assert (code, out) == (2, "")
+    assert "cannot be written" in err
+
+
+def test_a_checkpoint_of_a_parallel_model_loads(capsys, tmp_path, checkpoint):
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save({f"module.{k}": v for k, v in state.items()}, tmp_path / "parallel.pt")
+    line = ("--weights", str(tmp_path / "parallel.pt"), "--output", str(tmp_path / "o.safetensors"))
+    assert run(capsys, "convert", f"{HERE}net", *line, *QUIET)[0] == 0

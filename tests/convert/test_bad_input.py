@@ -1,5 +1,7 @@
 """Input that cannot be converted: an error that says so, the model as it was, no file."""
 
+import functools
+
 import pytest
 import torch
 from nets import images, resnet, trained
@@ -148,3 +150,77 @@ def test_groups_of_one_element_are_refused_by_name_kept_or_merged():
 def test_auto_never_takes_groups_of_one_element():
     result = batchfree.convert(one_by_one(32), images(), groups="auto")
     assert result.plan["2"].groups < 32
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("1.running_var", float("nan"), "'1.running_var' holds NaN"),
+        ("1.running_var", -1.0, "'1.running_var' holds negative variances"),
+        ("1.weight", float("inf"), "'1.weight' holds NaN or infinity"),
+        ("0.weight", float("nan"), "'0.weight' holds NaN or infinity"),
+    ],
+)
+def test_weights_that_are_not_finite_are_named(name, value, words):
+    model = trained(resnet())
+    model.state_dict()[name].flatten()[0] = value
+    with pytest.raises(batchfree.DataError, match=words):
+        batchfree.convert(model)
+
+
+def test_a_layer_that_the_forward_holds_on_to_is_named():
+    class Closure(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+            self.call = functools.partial(nn.Module.__call__, self.norm)
+
+        def forward(self, x):
+            return self.call(x)
+
+    with pytest.raises(batchfree.ConfigError, match="'norm' runs in the model and not"):
+        batchfree.convert(trained(Closure()), images())
+
+
+def test_a_plan_says_it_all():
+    model = trained(resnet())
+    plan = batchfree.plan_conversion(model)
+    for others in ({"groups": 4}, {"keep": "1"}):
+        with pytest.raises(batchfree.ConfigError, match="leave out groups and keep"):
+            batchfree.convert(model, plan=plan, **others)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"groups": 3.5}, "groups must be a number, a Groups or 'auto', got 3.5"),
+        ({"groups": True}, "groups must be a number"),
+        ({"samples": "x"}, "samples must be at least 1 and whole, got 'x'"),
+        ({"steps": -5}, "steps must be at least 0"),
+        ({"method": "copy", "groups": "auto"}, "method='copy' measures none"),
+    ],
+)
+def test_options_are_checked(options, words):
+    with pytest.raises(batchfree.ConfigError, match=words):
+        batchfree.convert(trained(resnet()), images(), **options)
+
+
+def test_an_auto_plan_without_data_is_refused():
+    model = trained(resnet())
+    plan = batchfree.plan_conversion(model, "auto")
+    with pytest.raises(batchfree.ConfigError, match="groups='auto' needs calibration data"):
+        batchfree.convert(model, plan=plan)
+
+
+def test_a_model_that_cannot_be_copied():
+    model = trained(resnet())
+    model.last = model(images()) * nn.Parameter(torch.ones(1))
+    with pytest.raises(batchfree.ConfigError, match="keeps an activation as an attribute"):
+        batchfree.convert(model)
+
+
+def test_groups_of_one_channel_over_vectors_are_warned_of():
+    model = nn.Sequential(nn.Linear(3, 32), nn.BatchNorm1d(32))
+    trained(model, [torch.randn(8, 3)])
+    with pytest.warns(batchfree.ConversionWarning, match="1 layers .* get groups of one channel"):
+        batchfree.convert(model, groups=32)

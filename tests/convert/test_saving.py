@@ -136,3 +136,32 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match="folder"):
         result.save(tmp_path / "folder", source="mine")
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_half_precision_comes_back(tmp_path):
+    result = batchfree.convert(trained(resnet()).bfloat16(), images().bfloat16())
+    result.save(tmp_path / "half.safetensors", source="mine")
+    loaded = batchfree.load_converted(tmp_path / "half.safetensors", model=resnet())
+    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+    assert same(loaded, result.model, images().bfloat16())
+
+
+def test_another_head_than_the_library_s_says_how_to_load(tmp_path):
+    model = timm.create_model("resnet10t", num_classes=3)
+    trained(model, [torch.randn(4, 3, 32, 32)], steps=2)
+    batchfree.convert(model).save(tmp_path / "m.safetensors", source="timm:resnet10t")
+    with pytest.raises(ConfigError, match="give the architecture itself, model="):
+        batchfree.load_converted(tmp_path / "m.safetensors")
+    batchfree.load_converted(tmp_path / "m.safetensors", model=model)
+
+
+def test_state_that_is_no_tensor_is_named(tmp_path):
+    class Counting(nn.Conv2d):
+        def get_extra_state(self):
+            return {"calls": 3}
+
+    model = trained(nn.Sequential(Counting(3, 32, 3), nn.BatchNorm2d(32)))
+    result = batchfree.convert(model, images())
+    with pytest.raises(ConfigError, match="safetensors holds tensors"):
+        result.save(tmp_path / "m.safetensors", source="mine")
+    assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ import torchvision
 from torch import nn
 
 import batchfree
-from batchfree.fuse import Fusion, find_fusions
+from batchfree.fuse import Fusion, find_fusions, out_of_place
 
 
 def outputs(model, x):
@@ -293,3 +293,23 @@ def test_mixed_precision_sums_in_the_norms_dtype():
 def test_nothing_to_fuse(model, message):
     with pytest.raises(batchfree.ConfigError, match=message):
         batchfree.fuse(model)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
+def test_out_of_place_gives_the_same_and_takes_hooks(name):
+    model = torchvision.models.get_model(name, num_classes=5).eval()
+    for m in model.modules():
+        if getattr(m, "inplace", False):
+            m.inplace = False
+    x = torch.randn(2, 3, 64, 64, requires_grad=True)
+    changed = out_of_place(model)
+    assert torch.equal(changed(x), model(x))
+    assert changed.state_dict().keys() == model.state_dict().keys()
+    for m in changed.modules():
+        m.register_full_backward_hook(lambda m, gx, gy: None)
+    changed(x).sum().backward()
+    if name != "shufflenet_v2_x0_5":  # whose forwards assign nothing in place
+        for m in model.modules():
+            m.register_full_backward_hook(lambda m, gx, gy: None)
+        with pytest.raises(RuntimeError, match="modified inplace"):
+            model(x).sum().backward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -33,9 +34,7 @@ def convert(args: list[str]) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    for path in (options.output, options.report, options.json):
-        if path is not None and path.is_dir():
-            raise ConfigError(f"{path} is a folder; name a file")
+    _check_files(options)
     try:
         model = load_model(options.model, options.weights)
         if options.plan is not None:
@@ -158,6 +157,26 @@ def _choices(options: argparse.Namespace) -> tuple[Any, Any, float | None]:
     if anchor is not None and not 0 <= anchor <= 100:
         raise ConfigError(f"--anchor must be 0 to 100 or 'none', got {options.anchor!r}")
     return options.method, groups, anchor
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """What is written is no folder, is not written over what is read, and can be written."""
+    read = {p.resolve() for p in (options.weights, options.plan) if p is not None}
+    written: set[Path] = set()
+    for path in (options.output, options.report, options.json):
+        if path is None:
+            continue
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder; name a file")
+        if path.resolve() in read | written:
+            raise ConfigError(f"{path} is named twice on the command line; each file needs a name")
+        written.add(path.resolve())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+        if not os.access(path.parent, os.W_OK):
+            raise ConfigError(f"{path} cannot be written: its folder is not writable")
 
 
 def _data(options: argparse.Namespace) -> tuple[Any, str]:

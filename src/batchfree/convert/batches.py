@@ -22,24 +22,28 @@ def call_model(model: nn.Module, batch: Any) -> Any:
 
 
 def _inputs(batch: Any) -> Any:
-    """A loader's (inputs, labels) without what is not input."""
+    """A loader's (inputs, labels) without what is not input; images in a list stay a list."""
     if isinstance(batch, (tuple, list)) and batch:
+        if isinstance(batch, list) and _is_list_of_images(batch):
+            return batch
         first = batch[0]
-        together = all(
-            isinstance(p, Tensor) and isinstance(first, Tensor) and p.dim() == first.dim()
-            for p in batch
-        )
-        if isinstance(first, dict) or not together or isinstance(batch, tuple):
-            return first
+        return list(first) if isinstance(first, tuple) and _is_list_of_images(first) else first
     return batch
+
+
+def _is_list_of_images(items: Any) -> bool:
+    """Whether it is what detectors take: tensors (1 or 3, H, W)."""
+    return bool(items) and all(
+        isinstance(t, Tensor) and t.dim() == 3 and t.shape[0] in (1, 3) for t in items
+    )
 
 
 def read_batches(data: Any, samples: int, chunk: int) -> list[Any]:
     """The first `samples` samples in batches of at most `chunk`.
 
     Args:
-        data: a tensor (N, ...), one batch as the model takes it, or an iterable of batches; of
-            (inputs, labels) the inputs are taken.
+        data: a tensor (N, ...), one batch as the model takes it (a dict, or a list of images), or
+            an iterable of batches; of (inputs, labels) the inputs are taken.
         samples: how many at most.
         chunk: the largest batch.
 
@@ -48,7 +52,7 @@ def read_batches(data: Any, samples: int, chunk: int) -> list[Any]:
         ConfigError: something that holds no tensor.
     """
     single = isinstance(data, (Tensor, dict)) or (
-        isinstance(data, list) and bool(data) and isinstance(data[0], Tensor) and data[0].dim() < 4
+        isinstance(data, list) and _is_list_of_images(data)
     )
     if not single and not isinstance(data, Iterable):
         raise ConfigError(
@@ -108,8 +112,9 @@ def _joined(ones: Sequence[Any], chunk: int) -> list[Any]:
     batches: list[list[Any]] = []
     for one in ones:
         alike = bool(batches) and len(batches[-1]) < chunk
-        if alike and isinstance(one, Tensor):
-            alike = batches[-1][0].shape == one.shape
+        if alike and not isinstance(one, list):
+            shapes = ([t.shape for t in tensors(x)] for x in (batches[-1][0], one))
+            alike = next(shapes) == next(shapes)
         if alike:
             batches[-1].append(one)
         else:
@@ -164,5 +169,6 @@ def run(model: nn.Module, batch: Any, forward: Forward) -> Any:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"the model cannot run on calibration data of shape {shapes}: {type(error).__name__}: "
-            f"{first}"
+            f"{first}; where it is called otherwise than model(batch), give forward=, a function "
+            "of the model and the batch"
         ) from error

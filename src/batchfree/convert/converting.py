@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from batchfree._checks import check_choice
@@ -16,7 +17,7 @@ from batchfree.convert import blending
 from batchfree.convert.batches import Forward, call_model, count, split_batches
 from batchfree.convert.calibrate import Calibration, Progress, Work, observe, set_analytic
 from batchfree.convert.distill import distill
-from batchfree.convert.kinds import replacement
+from batchfree.convert.kinds import check_finite, replacement
 from batchfree.convert.plan import ConversionPlan, Keep, PlannedLayer, plan_conversion
 from batchfree.convert.replacing import copied, initialised, replaced, unwrapped, without_inplace
 from batchfree.convert.report import ConversionReport
@@ -57,6 +58,7 @@ class ConversionResult:
         )
 
 
+@torch.inference_mode(False)
 def convert(
     model: nn.Module,
     calibration: Any = None,
@@ -88,7 +90,8 @@ def convert(
             of the forward, on what the layers converted before it feed it; `"blend"` is
             `calibrated` (or `analytic`) in layers that start as the BatchNorm and are annealed
             to GroupNorm in fine-tuning (`batchfree.train.blend.AnnealBlend`); `"distill"` trains
-            the calibrated model for `steps` steps to give the original's activations and outputs.
+            the calibrated model, frozen parameters too, for `steps` steps to give the original's
+            activations and outputs.
             By default `calibrated` with data and `analytic` without.
         groups: as for `plan_conversion`; `"auto"` needs data.
         keep: as for `plan_conversion`.
@@ -118,10 +121,12 @@ def convert(
     Raises:
         ConfigError: no BatchNorm to convert, a plan of another model, data of a shape that the
             model does not take, a method that needs data without any, a layer that cannot hold.
-        DataError: no calibration sample, or values or activations that are NaN or infinite.
+        DataError: no calibration sample, or weights, statistics, values or activations that are
+            NaN or infinite, or variances that are negative.
 
     Warns:
-        ConversionWarning: BatchNorms whose running statistics are as they were made.
+        ConversionWarning: BatchNorms whose running statistics are as they were made; layers over
+            vectors with groups of one channel.
 
     Source: Wu & He, "Group Normalization", ECCV 2018, for the layer.
 
@@ -140,9 +145,11 @@ def convert(
         check_choice(value, known, what)
     if anchor is not None and not 0 <= anchor <= 100:
         raise ValueError(f"anchor must be None or a number from 0 to 100, got {anchor}")
-    for number, what in ((samples, "samples"), (chunk, "chunk")):
-        if number < 1:
-            raise ValueError(f"{what} must be at least 1, got {number}")
+    for number, what, least in ((samples, "samples", 1), (chunk, "chunk", 1), (steps, "steps", 0)):
+        if type(number) is not int or number < least:
+            raise ConfigError(f"{what} must be at least {least} and whole, got {number!r}")
+    if plan is not None and (groups is not None or keep):
+        raise ConfigError("the plan says the groups and what is kept: leave out groups and keep")
     started = time.perf_counter()
     tell = progress or (lambda what, part: None)
     model = unwrapped(model)
@@ -151,17 +158,26 @@ def convert(
         model = initialised(model, fitted[0], forward)
     if method is None:
         method = "calibrated" if fitted else "analytic"
-    if not fitted and (method in ("calibrated", "distill") or groups == "auto"):
-        what = "groups='auto'" if groups == "auto" else f"method={method!r}"
-        raise ConfigError(f"{what} needs calibration data: a tensor of inputs or a loader")
     if plan is None:
         plan = plan_conversion(model, groups, keep=keep, name=name)
+    auto = any(row.candidates for row in plan.converted)
+    if not fitted and (method in ("calibrated", "distill") or auto):
+        what = "groups='auto'" if auto else f"method={method!r}"
+        raise ConfigError(f"{what} needs calibration data: a tensor of inputs or a loader")
+    if auto and method in ("copy", "analytic"):
+        raise ConfigError(
+            f"groups='auto' chooses by the error that a calibration measures: method={method!r} "
+            "measures none; take method='calibrated'"
+        )
     plan = ConversionPlan.from_json(plan.to_json())  # its own, so that the caller's stays
     if not plan.converted:
         raise ConfigError(f"{plan.model} has no BatchNorm to convert: {_why_none(plan)}")
+    if not fitted:
+        plan.notes += _single_channels(plan)
     for note in plan.notes:
         warnings.warn(note, ConversionWarning, stacklevel=2)
 
+    check_finite(model)
     reference = copied(model).eval()
     seen = observe(reference, [x.path for x, _ in plan.sources(reference)], fitted, forward, tell)
     for row in plan.converted:
@@ -170,7 +186,13 @@ def convert(
     result = copied(model)
     scaled = anchor is not None and method != "copy"
     works = [
-        Work(row, source, replacement(source, row.groups, scaled=scaled, bare=method == "copy"))
+        Work(
+            row,
+            source,
+            replacement(
+                source, row.groups, eps=row.eps or None, scaled=scaled, bare=method == "copy"
+            ),
+        )
         for row, source in plan.sources(result)
     ]
     if not works:
@@ -189,7 +211,13 @@ def convert(
         calibration_run = Calibration(result, works, fitted, forward, anchor=anchor, progress=tell)
         calibration_run()
         passes += calibration_run.runs
-        never = [w for w in works if w.seen is None or w.row.path in calibration_run.skipped]
+        if calibration_run.skipped:
+            raise ConfigError(
+                f"{calibration_run.skipped[0]!r} runs in the model and not in its conversion: the "
+                "forward holds on to the old layer where it cannot be reached (a closure, a "
+                "functools.partial); keep it with keep=, or call the layer by its attribute"
+            )
+        never = [w for w in works if w.seen is None]
         for work in never:
             work.row.reason = "did not run on the calibration data: analytic"
         if never:
@@ -208,6 +236,8 @@ def convert(
         result = blending.blended(result, works)
     for module, training in modes:
         module.training = training
+    if fitted and not apart:
+        notes.append("fewer than 8 samples: none held out, so no drift is measured; give held_out=")
     report = summarised(plan, method, works, notes, anchor if scaled else None)
     if apart:
         tell("the drift on held-out data", 0.95)
@@ -242,6 +272,16 @@ def _check_elements(row: PlannedLayer, positions: int, degenerate: Degenerate) -
             f"layer {row.path!r} cannot hold: {shape} leaves one element a group, which normalises "
             f"to zero; take fewer groups, keep={row.path!r}, or degenerate='merge' or 'keep'"
         )
+
+
+def _single_channels(plan: ConversionPlan) -> list[str]:
+    found = [x.path for x in plan.converted if x.groups == x.channels and "1d" in x.old]
+    if not found:
+        return []
+    return [
+        f"{len(found)} layers ({found[0]!r} first) get groups of one channel: on inputs (N, C) "
+        "such a layer gives beta whatever comes in; calibration data would tell, fewer groups help"
+    ]
 
 
 def _why_none(plan: ConversionPlan) -> str:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from batchfree._errors import DataError
 from batchfree.audit.static import kind_of
 from batchfree.convert.layers import ConvertedNorm
 from batchfree.nn import BatchNorm1d, BatchNorm2d, BatchNorm3d, FrozenBatchNorm, GroupNorm
@@ -106,7 +107,7 @@ def source_of(module: nn.Module) -> Source | str:
     """
     name = type(module).__name__
     if is_uninitialised(module):
-        return "lazy, and it has seen no input: run the model once, or give example="
+        return "lazy, and it has seen no input: run the model once, or give calibration data"
     channels = getattr(module, "num_features", None)
     for vector in ("running_mean", "weight"):
         if channels is None and getattr(module, vector, None) is not None:
@@ -136,11 +137,13 @@ def _computes_a_batch_norm(module: nn.Module, channels: int, then: tuple[str, ..
     if forward in (_ChunkedBatchNorm.forward, OurSyncBatchNorm.forward, FrozenBatchNorm.forward):
         return not then
     children = tuple((name, repr(child)) for name, child in module.named_children())
-    return _agrees(_Key(type(module), channels, children, module))
+    plain = (int, float, str, type(None))
+    own = tuple((k, v) for k, v in sorted(vars(module).items()) if isinstance(v, plain))
+    return _agrees(_Key(type(module), channels, (children, own), module))
 
 
 class _Key:
-    """A layer that stands for all of its class with the same children."""
+    """A layer that stands for all of its class with the same children and plain attributes."""
 
     def __init__(self, cls: type, channels: int, children: Any, module: nn.Module) -> None:
         self.key, self.module, self.channels = (cls, channels, children), module, channels
@@ -182,14 +185,38 @@ def _agrees(key: _Key) -> bool:
     return False
 
 
+def check_finite(model: nn.Module) -> None:
+    """Raises where a conversion could only give NaN.
+
+    Raises:
+        DataError: a weight or statistic that is NaN or infinite, or a negative running variance.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        lazy = isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer))
+        if lazy or tensor.is_meta or not tensor.is_floating_point():
+            continue
+        if not bool(tensor.isfinite().all()):
+            raise DataError(f"{name!r} holds NaN or infinity: the training diverged, perhaps")
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            raise DataError(
+                f"{name!r} holds negative variances: the checkpoint is damaged, perhaps"
+            )
+
+
 def replacement(
-    source: Source, groups: int, *, scaled: bool = False, bare: bool = False
+    source: Source,
+    groups: int,
+    *,
+    eps: float | None = None,
+    scaled: bool = False,
+    bare: bool = False,
 ) -> GroupNorm:
     """The GroupNorm in a BatchNorm's place, on its device, in its dtype, with its gamma and beta.
 
     Args:
         source: the BatchNorm.
         groups: the number of groups.
+        eps: added to the variances; by default the BatchNorm's.
         scaled: whether it rescales its input.
         bare: leave an affine-free layer affine-free; else gamma and beta are added, since they
             carry what the running statistics did.
@@ -198,6 +225,7 @@ def replacement(
         ValueError: the groups do not divide the channels.
     """
     weight, bias = source.weight, source.bias
+    eps = source.eps if eps is None else eps
     options: dict[str, Any] = {
         "device": weight.device,
         "dtype": weight.dtype,
@@ -207,11 +235,9 @@ def replacement(
     norm: GroupNorm
     if source.then or scaled:
         then = {name: getattr(source.module, name) for name in source.then}
-        norm = ConvertedNorm(
-            groups, source.channels, source.eps, **options, scaled=scaled, then=then
-        )
+        norm = ConvertedNorm(groups, source.channels, eps, **options, scaled=scaled, then=then)
     else:
-        norm = GroupNorm(groups, source.channels, source.eps, **options)
+        norm = GroupNorm(groups, source.channels, eps, **options)
     with torch.no_grad():
         for name, value in (("weight", weight), ("bias", bias)):
             own = getattr(norm, name)

@@ -165,7 +165,8 @@ class BlendNorm(nn.Module):
             input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
         )
         group = self._group_norm(self.weight * self.ratio, self.bias + self.offset)(input)
-        y = torch.lerp(group, batch, self.alpha.to(group.dtype))
+        # Under autocast F.batch_norm and group_norm differ in what dtype they give.
+        y = torch.lerp(group, batch.to(group.dtype), self.alpha.to(group.dtype))
         y = add_and_activate(y, residual, self.activation)
         for name in self.then:
             y = getattr(self, name)(y)

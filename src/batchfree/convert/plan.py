@@ -14,6 +14,7 @@ from batchfree._checks import check_choice, check_num_groups, divisors, suggest
 from batchfree._errors import ConfigError
 from batchfree.audit.static import KINDS, kind_of
 from batchfree.convert.kinds import Source, is_batch_norm, source_of
+from batchfree.convert.replacing import unwrapped
 from batchfree.nn import Groups
 
 Action = Literal["convert", "keep", "leave"]
@@ -34,7 +35,7 @@ class PlannedLayer:
         channels: how many it normalises, 0 where unknown.
         groups: of the GroupNorm in its place, 0 where there is none.
         candidates: numbers of groups of which the calibration takes the one of least error.
-        eps: added to the variances.
+        eps: added to the new layer's variances; the old one's, unless it is changed.
         then: what it applies after its norm, as `name: class`, kept.
         aliases: its other names, where the module is used in several places; it stays shared.
         new: the class in its place; "" where it stays.
@@ -199,7 +200,8 @@ def plan_conversion(
     """Says what becomes of each norm layer when a BatchNorm model is converted; changes nothing.
 
     Args:
-        model: any module, on any device, the meta device included.
+        model: any module, on any device, the meta device included; what is in a DataParallel or
+            compiled one is planned for.
         groups: the policy for the number of groups; a number n is `Groups(n)`; `"auto"` lets the
             calibration choose for each layer by measured error, among the divisors up to 32. None
             is 32 groups of 16 channels or more: a group of one or two channels loses what the
@@ -220,8 +222,9 @@ def plan_conversion(
         >>> len(plan.converted), plan["bn1"].groups, plan["layer4.0.bn1"].action
         (15, 4, 'keep')
     """
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    model = unwrapped(model)
+    if not (groups is None or isinstance(groups, (str, Groups)) or type(groups) is int):
+        raise ConfigError(f"groups must be a number, a Groups or 'auto', got {groups!r}")
     auto = isinstance(groups, str)
     if isinstance(groups, str):
         check_choice(groups, ("auto",), "groups, where it is a word,")

@@ -34,14 +34,25 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy; of lazy layers too."""
+    """A deep copy; of lazy layers too.
+
+    Raises:
+        ConfigError: it holds something that cannot be copied.
+    """
     # UninitializedBuffer cannot be copied by itself.
     known = {
         id(b): nn.UninitializedBuffer(device=b.device, dtype=b.dtype)  # type: ignore[call-arg]
         for b in model.buffers()
         if isinstance(b, nn.UninitializedBuffer)
     }
-    return copy.deepcopy(model, known)
+    try:
+        return copy.deepcopy(model, known)
+    except (RuntimeError, TypeError) as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{type(model).__name__} cannot be copied: {first}; where it keeps an activation as an "
+            "attribute, set that to None first"
+        ) from error
 
 
 def initialised(model: nn.Module, batch: Any, forward: Forward) -> nn.Module:
@@ -59,34 +70,48 @@ def initialised(model: nn.Module, batch: Any, forward: Forward) -> nn.Module:
 def replaced(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
     """Puts each new module in the place of its old one, in place; shared modules stay shared.
 
+    Hooks of the old ones move to the new ones.
+
     Returns:
         The model, or the new module where the model itself is replaced.
     """
     by_id = {id(old): module for old, module in new.items()}
+    for old, module in new.items():
+        for hooks in _HOOKS:
+            getattr(module, hooks).update(getattr(old, hooks))
+        module._is_full_backward_hook = old._is_full_backward_hook
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if id(child) in by_id:
                 parent._modules[name] = by_id[id(child)]
         # Models keep layers in plain lists and attributes too, to call them from there.
-        for name, value in vars(parent).items():
-            if name != "_modules":
-                _replace_in(vars(parent), name, value, by_id)
+        for name, value in list(vars(parent).items()):
+            if name not in _OWN:
+                vars(parent)[name] = _with_new(value, by_id)
     return by_id.get(id(model), model)
 
 
-def _replace_in(holder: Any, key: Any, value: Any, by_id: dict[int, nn.Module]) -> None:
-    if id(value) in by_id:
-        holder[key] = by_id[id(value)]
-    elif type(value) is list:
-        for i, item in enumerate(value):
-            if isinstance(item, nn.Module):
-                _replace_in(value, i, item, by_id)
-    elif type(value) is tuple and any(id(item) in by_id for item in value):
-        holder[key] = tuple(by_id.get(id(item), item) for item in value)
+_HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+    *("_backward_hooks", "_backward_pre_hooks"),
+)
+_OWN = (*_HOOKS, "_modules", "_parameters", "_buffers")
+
+
+def _with_new(value: Any, by_id: dict[int, nn.Module]) -> Any:
+    """The value with new modules in it; lists and dicts are changed in place."""
+    if isinstance(value, nn.Module):
+        return by_id.get(id(value), value)
+    if type(value) is list:
+        value[:] = [_with_new(item, by_id) for item in value]
+    elif type(value) is tuple:
+        new = tuple(_with_new(item, by_id) for item in value)
+        return value if all(a is b for a, b in zip(new, value, strict=True)) else new
     elif type(value) is dict:
-        for k, item in value.items():
-            if isinstance(item, nn.Module):
-                _replace_in(value, k, item, by_id)
+        for key, item in value.items():
+            value[key] = _with_new(item, by_id)
+    return value
 
 
 def without_inplace(model: nn.Module) -> nn.Module:

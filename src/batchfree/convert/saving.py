@@ -48,7 +48,7 @@ def save_converted(
         preprocessing: in words, what its inputs have to go through.
 
     Raises:
-        ConfigError: a layer of the plan is not in the model.
+        ConfigError: a layer of the plan is not in the model, or its state holds more than tensors.
         OSError: the file cannot be written.
     """
     from safetensors.torch import save
@@ -86,7 +86,13 @@ def save_converted(
         "plan": json.loads(plan.to_json()),
     }
     # Clones: tensors that modules share would not be written twice.
-    state = {k: v.detach().cpu().clone().contiguous() for k, v in model.state_dict().items()}
+    state = {}
+    for key, value in model.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            raise ConfigError(
+                f"{key!r} of the state_dict is a {type(value).__name__}: safetensors holds tensors"
+            )
+        state[key] = value.detach().cpu().clone().contiguous()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, save(state, {_KEY: json.dumps(manifest)}))
@@ -131,7 +137,7 @@ def load_converted(path: str | Path, model: nn.Module | None = None) -> nn.Modul
             built by the manifest's name, which has to be one of torchvision's or timm's.
 
     Returns:
-        The model, in train mode as a new one.
+        The model, in train mode as a new one, in the dtype that it was saved in.
 
     Raises:
         DataError: the file is missing, damaged, or holds no converted model.
@@ -153,6 +159,7 @@ def load_converted(path: str | Path, model: nn.Module | None = None) -> nn.Modul
     from safetensors.torch import load_file
 
     manifest = read_manifest(path)
+    built = model is None
     if model is None:
         name = str(manifest.get("source"))
         if not name.startswith(_TRUSTED):
@@ -176,11 +183,18 @@ def load_converted(path: str | Path, model: nn.Module | None = None) -> nn.Modul
     model = replaced(model, new)
     if not manifest.get("inplace"):
         without_inplace(model)
+    state = load_file(path)
+    floating = {t.dtype for t in state.values() if t.is_floating_point()}
+    if len(floating) == 1:
+        model.to(floating.pop())
     try:
-        model.load_state_dict(load_file(path))
+        model.load_state_dict(state)
     except RuntimeError as error:
         last = str(error).strip().splitlines()[-1].strip()
-        raise ConfigError(f"the weights in {path} do not fit this architecture: {last}") from error
+        hint = "; give the architecture itself, model=" * built
+        raise ConfigError(
+            f"the weights in {path} do not fit this architecture: {last}{hint}"
+        ) from error
     return model
 
 

@@ -107,7 +107,7 @@ def find_callers(model: nn.Module) -> list[Caller]:
         below = [m for m in module.modules() if isinstance(m, nn.GroupNorm)]
         if not below or isinstance(module, nn.GroupNorm):
             continue
-        graph, reason = _traced(module)
+        graph, reason = traced(module)
         matches = []
         for call in graph.nodes if graph else ():
             layer = nodes.module_of(call, module)
@@ -142,7 +142,7 @@ class _Tracer(fx.Tracer):
         return True
 
 
-def _traced(module: nn.Module) -> tuple[fx.Graph | None, str]:
+def traced(module: nn.Module) -> tuple[fx.Graph | None, str]:
     """The graph of a module's forward, or the reason why it has none that is sure to hold."""
     for p in inspect.signature(module.forward).parameters.values():
         if p.default is not p.empty or p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):

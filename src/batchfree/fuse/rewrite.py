@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import copy
-from typing import TypeVar
+import inspect
+import textwrap
+from collections.abc import Callable
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
 from batchfree._errors import ConfigError
-from batchfree.fuse.find import Caller, Match, find_callers
+from batchfree.fuse.find import Caller, Match, find_callers, traced
 from batchfree.nn import GroupNorm
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -66,6 +71,44 @@ def fuse(model: Module) -> Module:
     return model
 
 
+def out_of_place(model: Module) -> Module:
+    """A copy of a model whose forwards make sums anew where they changed tensors in place.
+
+    `out += identity`, as in torchvision's and timm's ResNets, changes the output of the layer
+    before in place, which hooks on that layer forbid: Opacus sets such hooks. Nothing is fused.
+    Rewritten are the forwards with an augmented assignment that torch.fx can trace as `fuse` does;
+    activation modules that work in place have to be told by `inplace=False`, as
+    `batchfree.convert` does.
+
+    Args:
+        model: any module; not changed.
+
+    Example:
+        >>> import torch, torchvision
+        >>> from batchfree.fuse import out_of_place
+        >>> model = torchvision.models.resnet18().eval()
+        >>> x = torch.randn(2, 3, 64, 64)
+        >>> bool((out_of_place(model)(x) == model(x)).all())
+        True
+    """
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if _assigns_in_place(type(module).forward):
+            graph, _ = traced(module)
+            if graph is not None:
+                _set_forward(module, graph)
+    return model
+
+
+@cache
+def _assigns_in_place(forward: Callable[..., Any]) -> bool:
+    try:
+        source = textwrap.dedent(inspect.getsource(forward))
+        return any(isinstance(node, ast.AugAssign) for node in ast.walk(ast.parse(source)))
+    except (OSError, TypeError, SyntaxError):  # written in C, or made as the program ran
+        return False
+
+
 def _rewrite(caller: Caller) -> None:
     done = [m for m in caller.matches if not m.fusion.reason]
     for match in done:
@@ -81,6 +124,10 @@ def _rewrite(caller: Caller) -> None:
         return
     for match in rewritten:
         _move(match, graph)
+    _set_forward(module, graph)
+
+
+def _set_forward(module: nn.Module, graph: fx.Graph) -> None:
     graph.lint()
     forward = type(fx.GraphModule(module, graph)).forward
     kind = type(module)

@@ -8,8 +8,15 @@ import torch
 from torch import Tensor
 
 from batchfree import _checks
+from batchfree._errors import ConfigError
 from batchfree.ops.activations import Activation, check_activation
 from batchfree.ops.group_norm import group_norm
+
+_OPACUS = (
+    "Opacus computes per-sample gradients from a layer's first input alone, so those of a "
+    "GroupNorm that adds a residual itself would be wrong: add it outside, "
+    "act(norm(x) + residual), and do not fuse the model"
+)
 
 
 class GroupNorm(torch.nn.GroupNorm):
@@ -31,6 +38,7 @@ class GroupNorm(torch.nn.GroupNorm):
     Raises:
         ValueError: the groups do not divide the channels (the message names the nearest that do),
             or the activation is unknown.
+        ConfigError: a call with a residual in a model that Opacus has wrapped.
 
     Source: Wu & He, "Group Normalization", ECCV 2018, section 3.
 
@@ -64,6 +72,8 @@ class GroupNorm(torch.nn.GroupNorm):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """act(GN(input) + residual): shape (N, C, *) to the same; see `batchfree.group_norm`."""
         _checks.check_channels(input, self.num_channels)
+        if residual is not None and hasattr(self.weight, "grad_sample"):
+            raise ConfigError(_OPACUS)
         return group_norm(
             input,
             self.num_groups,
