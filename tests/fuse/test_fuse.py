@@ -193,6 +193,37 @@ def test_a_norm_whose_input_changes_before_the_sum_is_left():
         assert torch.equal(batchfree.fuse(model)(x), model(x))
 
 
+class Features(Caller):
+    """As timm's: `forward_features` is called by others too."""
+
+    def forward_features(self, x):
+        return self.body(self, x)
+
+    def forward(self, x):
+        return self.forward_features(x).mean((2, 3))
+
+
+@pytest.mark.parametrize(("act", "fused"), [(F.relu, True), (F.silu, False)])
+def test_a_method_that_others_may_call_stays_right(act, fused):
+    model = Features(lambda s, x: act(s.norm(x)))
+    (found,) = find_fusions(model)
+    assert found.reason == (
+        "" if fused else "it is called in forward_features, which others may call"
+    )
+    x = torch.randn(2, 8, 4, 4)
+    copied = batchfree.fuse(model)
+    torch.testing.assert_close(copied(x), model(x))
+    torch.testing.assert_close(copied.forward_features(x), model.forward_features(x))
+
+
+def test_a_forward_of_the_instance_is_left():
+    model = Caller(lambda s, x: F.relu(s.norm(x) + x))
+    model.forward = lambda x: model.norm(x).relu() + x
+    assert [f.reason for f in find_fusions(model)] == [
+        "its caller's forward was replaced on the instance"
+    ]
+
+
 def test_a_norm_in_two_places_is_left():
     norm = nn.GroupNorm(2, 8)
     model = nn.Sequential(nn.Sequential(norm, nn.ReLU()), nn.Sequential(norm, nn.SiLU()))

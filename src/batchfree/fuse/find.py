@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -17,6 +19,8 @@ from torch import fx, nn
 from batchfree.fuse import nodes
 from batchfree.nn import GroupNorm
 from batchfree.ops.activations import Activation
+
+_METHOD = "batchfree.method"
 
 
 @dataclass(frozen=True)
@@ -135,11 +139,25 @@ def _keep_what_is_called_once(model: nn.Module, callers: list[Caller]) -> None:
 
 
 class _Tracer(fx.Tracer):
-    """Every module is a leaf."""
+    """Every module is a leaf; what public method of the root calls it is noted in its node."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Yes."""
         return True
+
+    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
+        """fx's own, with the method's name where it is not `forward`."""
+        node = super().create_node(kind, *args, **kwargs)
+        frame = sys._getframe(1)
+        while kind == "call_module" and frame.f_code is not fx.Tracer.trace.__code__:
+            name = frame.f_code.co_name
+            own = frame.f_locals.get("self") is self.root
+            if own and name != "forward" and not name.startswith("_"):
+                node.meta[_METHOD] = name
+            if frame.f_back is None:
+                break
+            frame = frame.f_back
+        return node
 
 
 def traced(module: nn.Module) -> tuple[fx.Graph | None, str]:
@@ -147,6 +165,8 @@ def traced(module: nn.Module) -> tuple[fx.Graph | None, str]:
     for p in inspect.signature(module.forward).parameters.values():
         if p.default is not p.empty or p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
             return None, "its caller's forward has optional arguments"
+    if "forward" in vars(module):
+        return None, "its caller's forward was replaced on the instance"
     modes = [(m, m.training) for m in module.modules()]
     before = _state(module)
     graphs = []
@@ -186,6 +206,17 @@ def _alone(layer: nn.GroupNorm, name: str, path: str, reason: str) -> Match:
 
 
 def _match(call: fx.Node, layer: nn.GroupNorm, module: nn.Module, path: str) -> Match:
+    match = _following(call, layer, module, path)
+    method = call.meta.get(_METHOD)
+    # Called by itself, that method would do twice what the norm does: to ReLU alone it is the same.
+    twice = match.absorbed and (match.residual is not None or match.fusion.activation != "relu")
+    if method is not None and twice:
+        reason = f"it is called in {method}, which others may call"
+        return Match(Fusion(match.fusion.path, path, reason=reason), layer, call)
+    return match
+
+
+def _following(call: fx.Node, layer: nn.GroupNorm, module: nn.Module, path: str) -> Match:
     name = _join(path, str(call.target))
     taken, activation = own_activation(layer)
     if taken:
