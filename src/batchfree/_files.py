@@ -21,7 +21,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except OSError:
+    except BaseException:  # Ctrl-C too
         with suppress(OSError):
             part.unlink()
         raise

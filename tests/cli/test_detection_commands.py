@@ -206,6 +206,58 @@ def test_what_cannot_be_predicted_is_one_line(
     assert err.count("\n") == 1
 
 
+def test_an_image_that_fails_alone_leaves_no_results(capsys, tmp_path, trained):
+    Image.new("RGB", (2000, 3)).save(tmp_path / "thin.png")
+    model, out = str(trained / "model.safetensors"), tmp_path / "out"
+    code, said, err = run(capsys, "predict", model, str(tmp_path / "thin.png"), "-o", str(out))
+    assert (code, said) == (1, "")
+    assert "thin.png: the network fails at its 2000 x 3 pixels" in err
+    assert "no image of 1 could be predicted: nothing is written" in err
+    assert not list(out.iterdir())
+
+
+def test_ctrl_c_keeps_what_is_done(capsys, tmp_path, trained, pictures, monkeypatch):
+    from batchfree.train import predict as module
+
+    def read(path):
+        if path.name == "b.jpg":
+            raise KeyboardInterrupt
+        return read_image(path)
+
+    read_image = module.read_image
+    monkeypatch.setattr(module, "read_image", read)
+    model, out = str(trained / "model.safetensors"), tmp_path / "out"
+    code, said, err = run(capsys, "predict", model, str(pictures), "-o", str(out))
+    assert (code, said) == (130, "")
+    assert f"interrupted after 1 of 3 images; their results are in {out}" in err
+    listed = json.loads((out / "images.json").read_text())
+    assert [i["file_name"] for i in listed["images"]] == ["a.png"]
+    assert (out / "predictions.json").exists()
+
+
+def test_what_is_passed_over_is_counted(capsys, tmp_path, trained, pictures):
+    (pictures / "b.gif").write_bytes(b"GIF89a")
+    (pictures / "lost.jpg").symlink_to(pictures / "gone.jpg")
+    line = [str(trained / "model.safetensors"), str(pictures), "-o", str(tmp_path / "out")]
+    code, _, err = run(capsys, "predict", *line)
+    assert code == 1
+    assert "passed over, as no images: 1 .gif, 1 .txt\n" in err
+    assert "lost.jpg" in err
+
+
+def test_an_output_that_cannot_be_is_refused_in_words(capsys, tmp_path, trained, pictures):
+    (tmp_path / "file").write_text("")
+    line = [str(trained / "model.safetensors"), str(pictures), "-o"]
+    code, _, err = run(capsys, "predict", *line, str(tmp_path / "file"))
+    assert code == 2
+    assert "file' is a file: name a folder with -o" in err
+    before = (pictures / "a.png").read_bytes()
+    code, _, err = run(capsys, "predict", *line, str(pictures))
+    assert code == 2
+    assert "would replace the image" in err
+    assert (pictures / "a.png").read_bytes() == before
+
+
 def test_a_device_that_is_not_there(capsys, tmp_path, trained, pictures):
     line = [str(trained / "model.safetensors"), str(pictures), "-o", str(tmp_path / "out")]
     code, _, err = run(capsys, "predict", *line, "--device", "tpu")
