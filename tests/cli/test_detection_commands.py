@@ -62,6 +62,23 @@ def test_train_and_evaluate_a_detection_recipe(capsys, tmp_path, monkeypatch):
         assert all(set(r) == {"image_id", "category_id", "bbox", "score"} for r in results)
 
 
+def test_evaluate_refuses_another_network_and_takes_a_test_scale(capsys, tmp_path, trained):
+    (tmp_path / "c.yaml").write_text((trained / "config.yaml").read_text())
+    line = ["--config", str(tmp_path / "c.yaml"), "--checkpoint", f"{trained}/model.safetensors"]
+    code, out, err = run(capsys, "evaluate", *line, "--model.channels_per_group", "2")
+    assert (code, out) == (2, "")
+    assert "model.channels_per_group is 4 there and 2 here" in err
+    assert err.count("\n") == 1
+    code, out, err = run(capsys, "evaluate", *line, "--model.min_size=[96]", "--model.max_size=96")
+    assert code == 0
+    assert "box_AP" in out
+    assert "note: model.min_size is [96], as asked for" in err
+    # A recipe's own size is no wish.
+    code, out, err = run(capsys, "evaluate", "coco_r50_gn_2x", "--data.root", "r", *line[2:])
+    assert (code, out) == (2, "")
+    assert "model.min_size is [128] there and [800] here" in err
+
+
 def test_a_config_file_says_that_it_is_of_detection(capsys, tmp_path):
     code, out, _ = run(capsys, "train", "scenes_bn", "--batch_size", "1", "--print_config")
     assert code == 0
