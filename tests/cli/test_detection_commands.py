@@ -301,6 +301,20 @@ def test_lint_of_detection_recipes(capsys):
     )
     for rule in ("frozen-from-scratch", "zero-init", "warm-up", "frozen-stem"):
         assert f"{rule}:" in out
+    for name, rule in (
+        ("coco_r50_bn_2x", "small-batch: model.norm"),
+        ("coco_r50_frozen_bn_head_bn_2x", "bn-in-roi-head: model.box_norm"),
+    ):
+        code, out, _ = run(capsys, "lint", name, "--model.weights", "w.pth")
+        assert code == 1
+        assert f"{rule}: BatchNorm" in out
+        assert "other-experiment: trainer.devices" in out
+    code, out, _ = run(capsys, "lint", "scenes_gn", "--batch_size", "4")
+    assert code == 1
+    assert (
+        "schedule: trainer.max_steps: trainer.max_steps and schedule.milestones are the recipe's"
+        in out
+    )
     # Fine-tuned, what is frozen is no mistake.
     assert run(capsys, "lint", "coco_r50_frozen_bn_2x", "--model.weights", "w.pth")[0] == 0
 

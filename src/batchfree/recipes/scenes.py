@@ -168,7 +168,6 @@ def scenes_gn() -> DetectionConfig:
     numbers it does not reach for: other data, another network. About an hour on one CPU core.
 
         batchfree train scenes_gn
-        batchfree train scenes_gn --batch_size 1 --trainer.max_steps 12000
     """
     return scenes("gn")
 
