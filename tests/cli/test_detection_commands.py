@@ -108,6 +108,7 @@ def test_evaluate_a_classifier(capsys, tmp_path):
     ("line", "message"),
     [
         ("train scenes_gn --model.nrom bn", "'model.nrom'; did you mean 'model.norm'"),
+        ("train scenes_gn --model.min_size 64", "a list of numbers, got '64'; write [64] for one"),
         ("train scenes_gn --model.norm gm", "got 'gm'; did you mean 'gn'"),
         ("train scenes_gn --model.normalization_batch 2", "no field 'model.normalization_batch'"),
         ("train coco_r50_gn_2x --model.weights w", "data.root is missing"),
