@@ -62,6 +62,23 @@ def test_train_and_evaluate_a_detection_recipe(capsys, tmp_path, monkeypatch):
         assert all(set(r) == {"image_id", "category_id", "bbox", "score"} for r in results)
 
 
+def test_evaluate_refuses_another_network_and_takes_a_test_scale(capsys, tmp_path, trained):
+    (tmp_path / "c.yaml").write_text((trained / "config.yaml").read_text())
+    line = ["--config", str(tmp_path / "c.yaml"), "--checkpoint", f"{trained}/model.safetensors"]
+    code, out, err = run(capsys, "evaluate", *line, "--model.channels_per_group", "2")
+    assert (code, out) == (2, "")
+    assert "model.channels_per_group is 4 there and 2 here" in err
+    assert err.count("\n") == 1
+    code, out, err = run(capsys, "evaluate", *line, "--model.min_size=[96]", "--model.max_size=96")
+    assert code == 0
+    assert "box_AP" in out
+    assert "note: model.min_size is [96], as asked for" in err
+    # A recipe's own size is no wish.
+    code, out, err = run(capsys, "evaluate", "coco_r50_gn_2x", "--data.root", "r", *line[2:])
+    assert (code, out) == (2, "")
+    assert "model.min_size is [128] there and [800] here" in err
+
+
 def test_a_config_file_says_that_it_is_of_detection(capsys, tmp_path):
     code, out, _ = run(capsys, "train", "scenes_bn", "--batch_size", "1", "--print_config")
     assert code == 0
@@ -91,6 +108,7 @@ def test_evaluate_a_classifier(capsys, tmp_path):
     ("line", "message"),
     [
         ("train scenes_gn --model.nrom bn", "'model.nrom'; did you mean 'model.norm'"),
+        ("train scenes_gn --model.min_size 64", "a list of numbers, got '64'; write [64] for one"),
         ("train scenes_gn --model.norm gm", "got 'gm'; did you mean 'gn'"),
         ("train scenes_gn --model.normalization_batch 2", "no field 'model.normalization_batch'"),
         ("train coco_r50_gn_2x --model.weights w", "data.root is missing"),
@@ -206,6 +224,58 @@ def test_what_cannot_be_predicted_is_one_line(
     assert err.count("\n") == 1
 
 
+def test_an_image_that_fails_alone_leaves_no_results(capsys, tmp_path, trained):
+    Image.new("RGB", (2000, 3)).save(tmp_path / "thin.png")
+    model, out = str(trained / "model.safetensors"), tmp_path / "out"
+    code, said, err = run(capsys, "predict", model, str(tmp_path / "thin.png"), "-o", str(out))
+    assert (code, said) == (1, "")
+    assert "thin.png: the network fails at its 2000 x 3 pixels" in err
+    assert "no image of 1 could be predicted: nothing is written" in err
+    assert not list(out.iterdir())
+
+
+def test_ctrl_c_keeps_what_is_done(capsys, tmp_path, trained, pictures, monkeypatch):
+    from batchfree.train import predict as module
+
+    def read(path):
+        if path.name == "b.jpg":
+            raise KeyboardInterrupt
+        return read_image(path)
+
+    read_image = module.read_image
+    monkeypatch.setattr(module, "read_image", read)
+    model, out = str(trained / "model.safetensors"), tmp_path / "out"
+    code, said, err = run(capsys, "predict", model, str(pictures), "-o", str(out))
+    assert (code, said) == (130, "")
+    assert f"interrupted after 1 of 3 images; their results are in {out}" in err
+    listed = json.loads((out / "images.json").read_text())
+    assert [i["file_name"] for i in listed["images"]] == ["a.png"]
+    assert (out / "predictions.json").exists()
+
+
+def test_what_is_passed_over_is_counted(capsys, tmp_path, trained, pictures):
+    (pictures / "b.gif").write_bytes(b"GIF89a")
+    (pictures / "lost.jpg").symlink_to(pictures / "gone.jpg")
+    line = [str(trained / "model.safetensors"), str(pictures), "-o", str(tmp_path / "out")]
+    code, _, err = run(capsys, "predict", *line)
+    assert code == 1
+    assert "passed over, as no images: 1 .gif, 1 .txt\n" in err
+    assert "lost.jpg" in err
+
+
+def test_an_output_that_cannot_be_is_refused_in_words(capsys, tmp_path, trained, pictures):
+    (tmp_path / "file").write_text("")
+    line = [str(trained / "model.safetensors"), str(pictures), "-o"]
+    code, _, err = run(capsys, "predict", *line, str(tmp_path / "file"))
+    assert code == 2
+    assert "file' is a file: name a folder with -o" in err
+    before = (pictures / "a.png").read_bytes()
+    code, _, err = run(capsys, "predict", *line, str(pictures))
+    assert code == 2
+    assert "would replace the image" in err
+    assert (pictures / "a.png").read_bytes() == before
+
+
 def test_a_device_that_is_not_there(capsys, tmp_path, trained, pictures):
     line = [str(trained / "model.safetensors"), str(pictures), "-o", str(tmp_path / "out")]
     code, _, err = run(capsys, "predict", *line, "--device", "tpu")
@@ -232,6 +302,20 @@ def test_lint_of_detection_recipes(capsys):
     )
     for rule in ("frozen-from-scratch", "zero-init", "warm-up", "frozen-stem"):
         assert f"{rule}:" in out
+    for name, rule in (
+        ("coco_r50_bn_2x", "small-batch: model.norm"),
+        ("coco_r50_frozen_bn_head_bn_2x", "bn-in-roi-head: model.box_norm"),
+    ):
+        code, out, _ = run(capsys, "lint", name, "--model.weights", "w.pth")
+        assert code == 1
+        assert f"{rule}: BatchNorm" in out
+        assert "other-experiment: trainer.devices" in out
+    code, out, _ = run(capsys, "lint", "scenes_gn", "--batch_size", "4")
+    assert code == 1
+    assert (
+        "schedule: trainer.max_steps: trainer.max_steps and schedule.milestones are the recipe's"
+        in out
+    )
     # Fine-tuned, what is frozen is no mistake.
     assert run(capsys, "lint", "coco_r50_frozen_bn_2x", "--model.weights", "w.pth")[0] == 0
 

@@ -272,6 +272,13 @@ def test_an_image_without_instances_and_one_pixel_boxes_train():
     ("options", "message"),
     [
         ({"neck": "pfn"}, "did you mean 'fpn'"),
+        ({"min_size": 0}, "min_size must be above 0, got 0"),
+        ({"min_size": ()}, r"min_size must be above 0, got \[\]"),
+        ({"min_size": (64, -1)}, r"min_size must be above 0, got \[64, -1\]"),
+        ({"max_size": 0}, "max_size must be above 0, got 0"),
+        ({"anchor_sizes": (0, 1, 2, 3, 4)}, "anchor_sizes must be above 0"),
+        ({"aspect_ratios": (0.5, float("nan"))}, "aspect_ratios must be above 0"),
+        ({"image_std": (1.0, 0.0, 1.0)}, "image_std must be above 0"),
         ({"box_head": "4conv"}, "did you mean '4conv1fc'"),
         ({"initialization": "detectron2"}, "did you mean 'detectron'"),
         ({"freeze_at": 6}, "freeze_at must be 0"),
@@ -282,3 +289,8 @@ def test_an_image_without_instances_and_one_pixel_boxes_train():
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         small(**options)
+
+
+def test_the_background_is_a_class():
+    with pytest.raises(ValueError, match="the categories and the background, so 2 is the least"):
+        small(classes=1)

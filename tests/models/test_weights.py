@@ -204,6 +204,78 @@ def test_nothing_is_loaded_where_something_is_refused(tmp_path):
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
+def gn_state(groups=16):
+    norm = lambda channels: torch.nn.GroupNorm(groups, channels)  # noqa: E731
+    return torchvision.models.resnet18(norm_layer=norm).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("norm", "presumed"),
+    [
+        (norm_layer("gn"), "gn with 32 groups in each of 20 layers"),
+        (norm_layer("gn", Groups(channels_per_group=16)), "gn with 4 to 32 groups in each"),
+        (norm_layer("ln"), "ln with one group in each"),
+        (norm_layer("in"), "in with a group a channel in each"),
+    ],
+)
+def test_groups_that_the_file_does_not_say_are_named_as_presumed(tmp_path, norm, presumed):
+    torch.save(gn_state(), tmp_path / "w.pth")
+    loaded = load_backbone(detector(Norms(norm)), tmp_path / "w.pth")
+    assert len(loaded.remarks) == 2
+    assert loaded.remarks[1].startswith("w.pth does not say its norm and groups: presumed the back")
+    assert presumed in loaded.remarks[1]
+    # Said by hand, or by a file that says its preprocessing alone, as timm's.
+    told = Conventions(mean=(0.485, 0.456, 0.406))
+    (remark,) = load_backbone(detector(Norms(norm)), tmp_path / "w.pth", conventions=told).remarks
+    assert presumed in remark
+
+
+def test_what_is_said_of_the_norm_by_hand_is_compared(tmp_path):
+    torch.save(gn_state(), tmp_path / "w.pth")
+    for kind, other in (("ln", "gn"), ("gn", "ln"), ("in", "gn"), ("gn", "in")):
+        with pytest.raises(ConfigError, match=f"was trained with {other}, the backbone has {kind}"):
+            load_backbone(
+                detector(Norms(norm_layer(kind))),
+                tmp_path / "w.pth",
+                conventions=Conventions(norm=other),
+            )
+    said = Conventions(norm="gn", num_groups={"bn1": 16})
+    with pytest.raises(ConfigError, match="has 16 groups in bn1, the backbone 32"):
+        load_backbone(detector(Norms(norm_layer("gn"))), tmp_path / "w.pth", conventions=said)
+
+
+def test_of_batch_norm_nothing_is_presumed_of_groups(tmp_path):
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "w.pth")
+    assert len(load_backbone(detector(), tmp_path / "w.pth").remarks) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, value):
+    state = torchvision.models.resnet18().state_dict()
+    state["layer1.0.conv1.weight"][0, 0, 0, 0] = value
+    torch.save(state, tmp_path / "w.pth")
+    model = detector()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(DataError, match=r"NaN or infinite values in layer1\.0\.conv1\.weight: its"):
+        load_backbone(model, tmp_path / "w.pth")
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_a_detectors_file_is_recognised(tmp_path):
+    theirs = torchvision.models.detection.maskrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None
+    ).state_dict()
+    torch.save(theirs, tmp_path / "theirs.pth")
+    torch.save(detector().state_dict(), tmp_path / "ours.pth")
+    for name in ("theirs", "ours"):
+        with pytest.raises(ConfigError, match=r"holds a whole detector \(backbone\.body\.conv1"):
+            load_backbone(detector(backbone="resnet50"), tmp_path / f"{name}.pth")
+    # What the message says to do works.
+    body = {k.removeprefix("backbone.body."): v for k, v in theirs.items() if "backbone.body." in k}
+    torch.save(body, tmp_path / "body.pth")
+    load_backbone(detector(backbone="resnet50"), tmp_path / "body.pth")
+
+
 @pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 cut", b"{}"])
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
 def test_a_missing_or_damaged_file_is_a_data_error(tmp_path, content, name):

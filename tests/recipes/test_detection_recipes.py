@@ -69,6 +69,66 @@ def test_a_detection_recipe_builds_at_its_full_size(name):
     assert config.trainer.gradient_clip is None
 
 
+@pytest.mark.parametrize(
+    ("name", "norms", "box_head", "row"),
+    [  # norms of backbone, FPN, box head, mask head
+        ("coco_r50_frozen_bn_2x", "frozen_bn none none none", "2fc", "38.6 box AP, 34.5 mask"),
+        ("coco_r101_frozen_bn_2x", "frozen_bn none none none", "2fc", "40.9 box AP, 36.4 mask"),
+        ("coco_r50_frozen_bn_3x", "frozen_bn none none none", "2fc", "no such row"),
+        ("coco_r101_frozen_bn_3x", "frozen_bn none none none", "2fc", "no such row"),
+        ("coco_r50_bn_2x", "bn none none none", "2fc", "about 6 below 38.6 box AP"),
+        (
+            "coco_r50_frozen_bn_4conv1fc_2x",
+            "frozen_bn none none none",
+            "4conv1fc",
+            "38.6 box AP, 34.2 mask AP",
+        ),
+        (
+            "coco_r50_frozen_bn_head_gn_2x",
+            "frozen_bn none gn none",
+            "4conv1fc",
+            "39.5 box AP, 34.4 mask AP",
+        ),
+        ("coco_r50_gn_head_gn_2x", "gn none gn none", "4conv1fc", "40.0 box AP, 34.8 mask AP"),
+        (
+            "coco_r50_frozen_bn_head_bn_2x",
+            "frozen_bn none bn none",
+            "4conv1fc",
+            "about 9 below 38.6 box AP",
+        ),
+        ("coco_r50_gn_2x", "gn gn gn gn", "4conv1fc", "40.3 box AP, 35.7 mask AP"),
+        ("coco_r101_gn_2x", "gn gn gn gn", "4conv1fc", "41.8 box AP, 36.8 mask AP"),
+    ],
+)
+def test_the_row_that_a_recipe_names_is_what_it_builds(name, norms, box_head, row):
+    config = get_recipe(name)
+    assert row in RECIPES[name].__doc__.splitlines()[0]
+    model = config.model
+    assert [model.norm, model.fpn_norm, model.box_norm, model.mask_norm] == norms.split()
+    assert config.name == name
+    with torch.device("meta"):
+        head = build_random(model, 80).roi_heads.box_head
+    kinds = [type(m).__name__ for m in head.modules()]
+    convolutions = kinds.count("Conv2d")
+    assert (kinds[0] == "TwoMLPHead", convolutions) == (
+        (True, 0) if box_head == "2fc" else (False, 4)
+    )
+    in_head = {"gn": "GroupNorm", "bn": "BatchNorm2d"}.get(model.box_norm)
+    found = [k for k in kinds if k in ("GroupNorm", "BatchNorm2d")]
+    assert found == [in_head] * (4 if in_head else 0)
+
+
+def test_the_two_plain_rows_with_the_4conv1fc_head_are_named():
+    doc = RECIPES["coco_r50_frozen_bn_4conv1fc_2x"].__doc__
+    assert "38.8 box AP, 34.4 mask AP" in doc
+
+
+@pytest.mark.parametrize("name", [n for n in DETECTION if n.startswith("coco")])
+def test_a_recipes_run_has_its_name_and_a_command_with_it(name):
+    assert get_recipe(name).name == name
+    assert f"batchfree train {name} --data.root" in RECIPES[name].__doc__
+
+
 def test_recipes_need_what_they_start_from():
     with pytest.raises(ConfigError, match=r"name model\.weights"):
         fit(get_recipe("scenes_frozen_bn_finetuned"))

@@ -44,7 +44,9 @@ def test_weights_of_other_conventions_are_refused_or_adopted(tmp_path):
     adopt = tiny(model={"weights": path, "adopt_conventions": True}).model
     model, remarks = build_detector(adopt, 3)
     assert model.transform.image_mean == [0.1] * 3
-    assert "adopted" in remarks[0]
+    presumed, adopted = remarks  # the file says nothing of its groups
+    assert "gn with 2 to 16 groups" in presumed
+    assert adopted.startswith("adopted: the mean")
 
 
 def test_a_trained_detector_comes_back(tmp_path):
@@ -94,3 +96,12 @@ def test_weights_that_do_not_fit_their_config_are_refused(tmp_path):
     torch.save(saved, tmp_path / "changed.ckpt")
     with pytest.raises(ConfigError, match="holds other weights than its config"):
         load_detector(tmp_path / "changed.ckpt")
+
+
+def test_a_detector_with_weights_that_are_not_finite_is_refused(tmp_path):
+    fit(tiny(trainer={"max_steps": 1}), output=tmp_path, progress=False)
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    saved["state_dict"]["network.rpn.head.cls_logits.bias"][0] = float("nan")
+    torch.save(saved, tmp_path / "bad.ckpt")
+    with pytest.raises(DataError, match=r"NaN or infinite values in rpn\.head\.cls_logits\.bias"):
+        load_detector(tmp_path / "bad.ckpt")

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from PIL import Image
 
 from batchfree import DataError
 from batchfree.data.detection import Categories
-from batchfree.train.predict import find_images, predict, read_image
+from batchfree.train.predict import find_images, passed_over, predict, read_image
 
 CATEGORIES = Categories((3, 90), ("car", "toothbrush"))
 
@@ -98,3 +100,95 @@ def test_a_full_disk_is_the_systems_error(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         list(predict(Seer(), CATEGORIES, [(path, path.relative_to(tmp_path))], tmp_path / "out"))
     assert not list((tmp_path / "out").iterdir())
+
+
+class Choosy(Seer):
+    """Raises at an image narrower than 8 pixels, as an image that is scaled to nothing does."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def forward(self, images):
+        if images[0].shape[1] < 8:
+            raise self.error
+        return super().forward(images)
+
+
+def three(tmp_path):
+    sizes = {"a.png": (40, 30), "b.png": (2000, 3), "c.png": (30, 40)}
+    for name, size in sizes.items():
+        save(tmp_path / "in" / name, size=size)
+    return find_images([tmp_path / "in"])
+
+
+def recorded(folder):
+    listed = json.loads((folder / "images.json").read_text())["images"]
+    results = json.loads((folder / "predictions.json").read_text())
+    return [i["file_name"] for i in listed], sorted({r["image_id"] for r in results})
+
+
+def test_an_image_that_the_network_cannot_take_is_named_and_the_rest_is_done(tmp_path):
+    error = RuntimeError("Input and output sizes should be greater than 0")
+    out = tmp_path / "out"
+    found = list(predict(Choosy(error), CATEGORIES, three(tmp_path), out))
+    assert [f.error is None for f in found] == [True, False, True]
+    assert "b.png" in found[1].error
+    assert "2000 x 3 pixels (Input and output sizes" in found[1].error
+    assert recorded(out) == (["a.png", "c.png"], [1, 3])
+    assert not (out / "b.png").exists()
+
+
+def test_what_is_done_outlives_ctrl_c(tmp_path):
+    images, out = three(tmp_path), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        list(predict(Choosy(KeyboardInterrupt()), CATEGORIES, images, out))
+    assert recorded(out) == (["a.png"], [1])
+    assert not list(out.glob(".*"))
+
+
+def test_what_is_done_outlives_a_consumer_that_stops(tmp_path):
+    findings = predict(Seer(), CATEGORIES, three(tmp_path), tmp_path / "out")
+    next(findings)
+    findings.close()
+    assert recorded(tmp_path / "out") == (["a.png"], [1])
+
+
+def test_what_is_done_outlives_an_error_of_the_disk(tmp_path, monkeypatch):
+    images, out = three(tmp_path), tmp_path / "out"
+    findings = predict(Seer(), CATEGORIES, images, out)
+    next(findings)
+    (out / "b.png").mkdir()  # a folder where the next picture belongs
+    with pytest.raises(OSError, match=r"b\.png"):
+        next(findings)
+    assert recorded(out) == (["a.png"], [1])
+
+
+def test_nothing_done_writes_nothing(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"")
+    (found,) = predict(Seer(), CATEGORIES, find_images([path]), tmp_path / "out")
+    assert "a.png" in found.error
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_output_that_is_a_file_is_named(tmp_path):
+    out = tmp_path / "out"
+    out.write_text("")
+    with pytest.raises(NotADirectoryError, match="out' is a file, and a folder is needed"):
+        list(predict(Seer(), CATEGORIES, three(tmp_path), out))
+
+
+def test_a_link_to_nothing_is_named_and_other_files_are_counted(tmp_path):
+    pics = tmp_path / "pics"
+    save(pics / "a.png")
+    (pics / "lost.jpg").symlink_to(tmp_path / "gone.jpg")
+    for name in ("b.gif", "c.GIF", "notes", ".hidden"):
+        (pics / name).write_text("")
+    images = find_images([pics])
+    assert [str(name) for _, name in images] == ["a.png", "lost.jpg"]
+    found = list(predict(Seer(), CATEGORIES, images, tmp_path / "out"))
+    assert "lost.jpg" in found[1].error
+    assert passed_over([pics, pics / "a.png"]) == {"": 1, ".gif": 2}
+    with pytest.raises(DataError, match=r"lost\.jpg', a link to '.*gone\.jpg'"):
+        find_images([pics / "lost.jpg"])

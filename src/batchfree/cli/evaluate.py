@@ -16,8 +16,11 @@ _USAGE = (
     "batchfree evaluate NAME --checkpoint FILE [--config FILE] [--FIELD VALUE ...] [--output DIR]"
 )
 _EPILOG = (
-    "NAME is the recipe that was trained, FILE its model.safetensors or a checkpoint. --output "
-    "takes figures.json and, of a detector, its detections in COCO's results format."
+    "NAME is the recipe that was trained, with the fields that it was trained with, FILE its "
+    "model.safetensors or a checkpoint; a network that differs from the checkpoint's is refused. "
+    "--model.min_size, max_size, test_proposals and detections_per_image may differ where they are "
+    "given here. --output takes figures.json and, of a detector, its detections in COCO's results "
+    "format."
 )
 
 
@@ -42,9 +45,16 @@ def evaluate(args: list[str]) -> int:
 
     from batchfree.train import DetectionConfig
     from batchfree.train.evaluate import evaluate as run
+    from batchfree.train.evaluate_checks import TEST_FIELDS
 
+    given = {f.removeprefix("--").partition("=")[0] for f in fields if f.startswith("--")}
     detects = isinstance(config, DetectionConfig)
-    figures = run(config, options.checkpoint, predictions=options.output if detects else None)
+    figures = run(
+        config,
+        options.checkpoint,
+        predictions=options.output if detects else None,
+        overrides=given & set(TEST_FIELDS) if detects else (),
+    )
     for figure, value in figures.items():
         print(f"{figure:<20} {value:8.3f}")
     if options.output is not None:

@@ -33,11 +33,11 @@ def lint(args: list[str]) -> int:
         (settings[section] if section else settings)[field] = value
     config = type(recipe).from_dict(settings)
     if isinstance(config, Config):
-        found = run(config, build_network(config.model, num_classes=10))
+        found = run(config, build_network(config.model, num_classes=10), recipe=recipe)
     else:
         from batchfree.train.detection_build import build_random
 
-        found = run(config, build_random(config.model, num_categories=80))
+        found = run(config, build_random(config.model, num_categories=80), recipe=recipe)
     for item in found:
         print(f"{item.rule}: {item.field}: {item.message}")
         print(f"    {item.advice} ({item.source})")

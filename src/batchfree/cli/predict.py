@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from batchfree._errors import ConfigError
-from batchfree.cli.parsing import parse
+from batchfree.cli.parsing import INTERRUPTED, parse
 
 BROKEN = 1
 
@@ -19,7 +21,8 @@ def predict(args: list[str]) -> int:
         description="Finds objects with a detector of batchfree train. Each image is drawn as a "
         "PNG with its boxes and masks; predictions.json holds all detections in COCO's results "
         "format, images.json the images' ids. Exits with 0, with 1 where an image could not be "
-        "read (the others are done), with 2 for a wrong command line.",
+        "read or taken (the others are done), with 2 for a wrong command line, with 130 after "
+        "Ctrl-C (what is done is kept).",
         allow_abbrev=False,
     )
     parser.add_argument("checkpoint", type=Path, help="model.safetensors or a .ckpt of a run")
@@ -38,39 +41,62 @@ def predict(args: list[str]) -> int:
     from rich.progress import track
 
     from batchfree.train.detection_build import load_detector
-    from batchfree.train.predict import find_images
+    from batchfree.train.predict import find_images, passed_over
     from batchfree.train.predict import predict as run
 
+    output: Path = options.output
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"the output {str(output)!r} is a file: name a folder with -o")
     images = find_images(options.images)
+    _check_apart(images, output)
     model, _, categories = load_detector(options.checkpoint)
+    left = passed_over(options.images)  # before the output may stand among them
     findings = run(
         model,
         categories,
         images,
-        options.output,
+        output,
         threshold=options.threshold,
         device=_device(options.device),
     )
-    console = Console(stderr=True)
     shown = track(
         findings,
         "predicting",
         total=len(images),
-        console=console,
+        console=Console(stderr=True),
         disable=options.quiet or not sys.stderr.isatty(),
     )
     done = objects = broken = 0
-    for found in shown:
-        done, objects = done + (found.error is None), objects + found.detections
-        if found.error is not None:
-            broken += 1
-            print(f"skipped: {found.error}", file=sys.stderr)
-    if not options.quiet:
-        print(
-            f"{done} images, {objects} objects at {options.threshold:g} and above, in "
-            f"{options.output}"
-        )
+    try:
+        with closing(findings):
+            for found in shown:
+                done, objects = done + (found.error is None), objects + found.detections
+                if found.error is not None:
+                    broken += 1
+                    print(f"skipped: {found.error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        kept = f"; their results are in {output}" if done else ""
+        print(f"\ninterrupted after {done} of {len(images)} images{kept}", file=sys.stderr)
+        return INTERRUPTED
+    if left and not options.quiet:
+        counts = ", ".join(f"{n} {suffix or 'without a suffix'}" for suffix, n in left.items())
+        print(f"passed over, as no images: {counts}", file=sys.stderr)
+    if not done:
+        print(f"no image of {len(images)} could be predicted: nothing is written", file=sys.stderr)
+    elif not options.quiet:
+        print(f"{done} images, {objects} objects at {options.threshold:g} and above, in {output}")
     return BROKEN if broken else 0
+
+
+def _check_apart(images: Sequence[tuple[Path, Path]], output: Path) -> None:
+    """Raises ConfigError where a drawn image would replace one of the images themselves."""
+    sources = {path.resolve() for path, _ in images}
+    for _, name in images:
+        drawn = output / name.with_suffix(".png")
+        if drawn.resolve() in sources:
+            raise ConfigError(
+                f"what is drawn would replace the image {str(drawn)!r}: name another folder with -o"
+            )
 
 
 def _device(name: str) -> str:

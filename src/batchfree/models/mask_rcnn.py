@@ -140,6 +140,8 @@ def mask_rcnn(
     check_choice(initialization, get_args(Initialization), "initialization")
     if not 0 <= freeze_at <= STAGES:
         raise ValueError(f"freeze_at must be 0 (nothing) to {STAGES} (all stages), got {freeze_at}")
+    sides = (min_size,) if isinstance(min_size, int) else tuple(min_size)
+    _check_sizes(num_classes, sides, max_size, anchor_sizes, aspect_ratios, image_std)
     norms = norms if norms is not None else Norms.everywhere(norm_layer("gn"))
     body = build_model(
         backbone,
@@ -175,7 +177,7 @@ def mask_rcnn(
     model = MaskRCNN(
         rpn_anchor_generator=anchors,
         rpn_head=RPNHead(parts["backbone"].out_channels, anchors.num_anchors_per_location()[0]),
-        min_size=min_size if isinstance(min_size, int) else tuple(min_size),
+        min_size=sides,
         max_size=max_size,
         image_mean=list(image_mean),
         image_std=list(image_std),
@@ -191,6 +193,32 @@ def mask_rcnn(
         )
     initialize(model, initialization)
     return model
+
+
+def _check_sizes(
+    num_classes: int,
+    min_size: tuple[int, ...],
+    max_size: int,
+    anchor_sizes: Sequence[int],
+    aspect_ratios: Sequence[float],
+    image_std: Sequence[float],
+) -> None:
+    if num_classes < 2:
+        raise ValueError(
+            f"num_classes counts the categories and the background, so 2 is the least, got "
+            f"{num_classes}"
+        )
+    positive = {
+        "min_size": min_size,
+        "max_size": (max_size,),
+        "anchor_sizes": anchor_sizes,
+        "aspect_ratios": aspect_ratios,
+        "image_std": image_std,
+    }
+    for name, values in positive.items():
+        if len(values) == 0 or not all(value > 0 for value in values):
+            got = values[0] if len(values) == 1 else list(values)
+            raise ValueError(f"{name} must be above 0, got {got}")
 
 
 def freeze(body: nn.Module, freeze_at: int) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from batchfree._checks import check_choice
-from batchfree._errors import ConfigError
+from batchfree._errors import ConfigError, DataError
 from batchfree.models.conventions import Conventions, norm_modules, read_conventions, read_weights
 
 OnMismatch = Literal["refuse", "adopt"]
@@ -60,7 +60,7 @@ def load_backbone(
         What was loaded, left out, presumed and adopted.
 
     Raises:
-        DataError: a file that is missing, damaged, or holds code.
+        DataError: a file that is missing, damaged, holds code, or NaN or infinite weights.
         ConfigError: weights of another network, or trained by other conventions; it names them.
 
     Example:
@@ -93,9 +93,12 @@ def load_backbone(
         for name, tensor in part.state_dict(keep_vars=True).items()
     }
     weights = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    _check_classifier(weights, path)
     _check_norms(body, state, conventions, path)
     _check_names(body, weights, path)
+    check_finite({name: weights[name] for name in body if name in weights}, path)
     norms = {p + n: norm for p, part in parts.items() for n, norm in norm_modules(part).items()}
+    remarks += _check_groups(norms, conventions, path)
     remarks += _check_conventions(model, norms, conventions, on_mismatch, path)
     for name, tensor in body.items():
         if name in weights:
@@ -110,6 +113,26 @@ def _parts(model: nn.Module) -> dict[str, nn.Module]:
     body, head = detector.backbone.body, detector.roi_heads.box_head
     c4 = "layer4" not in dict(body.named_children()) and isinstance(head, nn.Sequential)
     return {"": body, "layer4.": head[0]} if c4 else {"": body}
+
+
+def check_finite(weights: dict[str, Tensor], path: Path) -> None:
+    """Raises DataError, naming them, where weights are NaN or infinite."""
+    bad = [n for n, v in weights.items() if v.is_floating_point() and not bool(v.isfinite().all())]
+    if bad:
+        raise DataError(
+            f"{path} holds NaN or infinite values in {_some(bad)}: its training diverged or the "
+            "file is damaged; take another checkpoint"
+        )
+
+
+def _check_classifier(weights: dict[str, Tensor], path: Path) -> None:
+    theirs = [n for n in weights if n.startswith(("backbone.", "rpn.", "roi_heads."))]
+    if theirs:
+        raise ConfigError(
+            f"{path} holds a whole detector ({_some(theirs)}), a backbone starts from a "
+            "classifier: take the classification checkpoint, or save the tensors under "
+            "'backbone.body.' by the rest of their names"
+        )
 
 
 def _check_norms(
@@ -155,6 +178,43 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:2]) + more
 
 
+def _check_groups(norms: dict[str, Any], told: Conventions, path: Path) -> list[str]:
+    """Raises at other groups; names what was presumed, where the file does not say them.
+
+    Group Norm of any groups, Layer Norm and Instance Norm have weights of the same shapes.
+    """
+    per_sample = {n: m for n, m in norms.items() if isinstance(m, nn.GroupNorm)}
+    if not per_sample:
+        return []
+    if told.num_groups is not None:
+        for name, number in told.num_groups.items():
+            groups = getattr(per_sample.get(name), "num_groups", number)
+            if groups != number:
+                raise ConfigError(
+                    f"{path} has {number} groups in {name}, the backbone {groups}: take the group "
+                    "policy it was trained with"
+                )
+        return []
+    counts = sorted({m.num_groups for m in per_sample.values()})
+    kind = "gn"
+    if counts == [1]:
+        kind = "ln"
+    elif all(m.num_groups == m.num_channels for m in per_sample.values()):
+        kind = "in"
+    if told.norm in ("gn", "ln", "in") and told.norm != kind:
+        raise ConfigError(
+            f"{path} was trained with {told.norm}, the backbone has {kind}: the shapes fit and the "
+            f"features do not; take {told.norm} in the backbone"
+        )
+    span = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    groups = {"ln": "one group", "in": "a group a channel"}.get(kind, f"{span} groups")
+    return [
+        f"{path.name} does not say its norm and groups: presumed the backbone's, {kind} with "
+        f"{groups} in each of {len(per_sample)} layers (gn of any groups, ln and in have the same "
+        "shapes)"
+    ]
+
+
 def _check_conventions(
     model: nn.Module, norms: dict[str, Any], told: Conventions, on_mismatch: str, path: Path
 ) -> list[str]:
@@ -180,14 +240,6 @@ def _check_conventions(
             differences.append(f"the {what} of its images is {theirs}, the model's {ours}")
             if on_mismatch == "adopt":
                 setattr(transform, f"image_{what}", list(theirs))
-    if told.num_groups is not None:
-        for name, number in told.num_groups.items():
-            groups = getattr(norms.get(name), "num_groups", number)
-            if groups != number:
-                raise ConfigError(
-                    f"{path} has {number} groups in {name}, the backbone {groups}: take the group "
-                    "policy it was trained with"
-                )
     other = [m for m in norms.values() if float(m.eps) != told.eps]
     if other:
         differences.append(f"the eps of its norms is {told.eps:g}, the model's {other[0].eps:g}")

@@ -39,10 +39,11 @@ def coco(
     scratch: bool = False,
     jitter: bool = False,
     cascade: bool = False,
+    box_head: Literal["4conv1fc", "2fc"] | None = None,
     batch_size: int = _IMAGES,
     name: str | None = None,
 ) -> DetectionConfig:
-    """Mask R-CNN with FPN and the 4conv1fc box head on COCO, as the paper trains it.
+    """Mask R-CNN with FPN on COCO, as the paper trains it.
 
     SGD with momentum 0.9 at a learning rate of 0.02 for 16 images, linear in the batch; weight
     decay 1e-4, none on gamma and beta; 500 steps of warm-up from 1/3; images of 800 pixels on the
@@ -57,6 +58,8 @@ def coco(
         scratch: from random weights.
         jitter: the shorter side is drawn from 640 to 800 pixels in training.
         cascade: Cascade R-CNN's three box heads.
+        box_head: by default the paper's 4conv1fc, and where the heads have no norm 2fc, as in
+            Detectron's baseline, which is the paper's BN* (Table 6).
         batch_size: images per step.
         name: what the run is called.
 
@@ -87,6 +90,7 @@ def coco(
             mask_norm=head,
             num_groups=32 if "gn" in (norm, head) else None,
             freeze_at=0 if scratch or norm == "bn" else 2,
+            box_head=box_head or ("2fc" if head == "none" else "4conv1fc"),
             cascade=cascade,
             min_size=list(JITTER) if jitter else [800],
             max_size=1333,
@@ -119,6 +123,9 @@ def _name(backbone: str, norm: str, head: str, times: str, scratch: bool, cascad
 def coco_r50_frozen_bn_2x() -> DetectionConfig:
     """R50-FPN with BN*, 2x: 38.6 box AP, 34.5 mask AP (Wu & He 2018, Table 6, R50 BN*).
 
+    Detectron's baseline: the 2fc box head and no norm in FPN and heads; with the 4conv1fc head it
+    is `coco_r50_frozen_bn_4conv1fc_2x`.
+
     The weights are those of a BatchNorm classifier with the stride in the 3x3 convolution, such as
     torchvision's or timm's. Hardware: 8 GPUs of 2 images (the paper's); hours: not measured here.
 
@@ -131,6 +138,7 @@ def coco_r50_frozen_bn_2x() -> DetectionConfig:
 def coco_r50_frozen_bn_3x() -> DetectionConfig:
     """R50-FPN with BN*, 3x; no such row in Wu & He 2018, whose 2x is 38.6 box AP, 34.5 mask AP.
 
+    The 2fc box head, as at 2x. BN* "does not benefit from longer training", says section 4.2.
     Hardware: 8 GPUs of 2 images; hours: not measured here.
 
         batchfree train coco_r50_frozen_bn_3x --data.root /data/coco \\
@@ -142,8 +150,8 @@ def coco_r50_frozen_bn_3x() -> DetectionConfig:
 def coco_r50_gn_2x() -> DetectionConfig:
     """R50-FPN with GN, 2x: 40.3 box AP, 35.7 mask AP (Wu & He 2018, Table 6, R50 GN).
 
-    The weights are those of `imagenet_r50_gn`. Hardware: 8 GPUs of 2 images (the paper's); hours:
-    not measured here.
+    GN in backbone, FPN, 4conv1fc box head and mask head. The weights are those of
+    `imagenet_r50_gn`. Hardware: 8 GPUs of 2 images (the paper's); hours: not measured here.
 
         batchfree train coco_r50_gn_2x --data.root /data/coco \\
           --model.weights runs/imagenet_r50_gn/model.safetensors --trainer.devices 8
@@ -165,7 +173,8 @@ def coco_r50_gn_3x() -> DetectionConfig:
 def coco_r101_frozen_bn_2x() -> DetectionConfig:
     """R101-FPN with BN*, 2x: 40.9 box AP, 36.4 mask AP (Wu & He 2018, Table 6, R101 BN*).
 
-    Hardware: 8 GPUs of 2 images (the paper's); hours: not measured here.
+    The 2fc box head, as R50's. Hardware: 8 GPUs of 2 images (the paper's); hours: not measured
+    here.
 
         batchfree train coco_r101_frozen_bn_2x --data.root /data/coco \\
           --model.weights resnet101.pth --trainer.devices 8
@@ -176,7 +185,7 @@ def coco_r101_frozen_bn_2x() -> DetectionConfig:
 def coco_r101_frozen_bn_3x() -> DetectionConfig:
     """R101-FPN with BN*, 3x; no such row in Wu & He 2018, whose 2x is 40.9 box AP, 36.4 mask AP.
 
-    Hardware: 8 GPUs of 2 images; hours: not measured here.
+    The 2fc box head, as at 2x. Hardware: 8 GPUs of 2 images; hours: not measured here.
 
         batchfree train coco_r101_frozen_bn_3x --data.root /data/coco \\
           --model.weights resnet101.pth --trainer.devices 8

@@ -8,16 +8,23 @@ from torch import nn
 
 from batchfree.audit.static import BATCH_KINDS, kind_of
 from batchfree.recipes.findings import Lint
-from batchfree.recipes.lint_detection import lint_detection
+from batchfree.recipes.lint_detection import HEAD_RULE, lint_changed_batch, lint_detection
 from batchfree.train import Config, DetectionConfig
 
 
-def lint(config: Config | DetectionConfig, network: nn.Module | None = None) -> list[Lint]:
+def lint(
+    config: Config | DetectionConfig,
+    network: nn.Module | None = None,
+    *,
+    recipe: Config | DetectionConfig | None = None,
+) -> list[Lint]:
     """The mistakes in a config and, where it is given, in the network that it builds.
 
     Args:
         config: the run.
         network: the network to look at, built; frozen layers and left-over norms are seen there.
+        recipe: what the config was changed from; a schedule that did not follow a changed batch is
+            seen by it.
 
     Returns:
         What was found, empty where nothing was. A finding is no proof: each names the custom that
@@ -31,12 +38,15 @@ def lint(config: Config | DetectionConfig, network: nn.Module | None = None) -> 
         >>> [found.rule for found in lint(config)]
         ['small-batch']
     """
+    changed = [] if recipe is None else [*lint_changed_batch(config, recipe)]
     if isinstance(config, DetectionConfig):
         scratch = config.model.weights is None
-        found = [*lint_detection(config)]
-        return found + ([] if network is None else [*_network(network, scratch)])
+        found = [*lint_detection(config), *changed]
+        seen = [] if network is None else [*_network(network, scratch)]
+        # Of the heads' norms the config's findings say more.
+        return found + [item for item in seen if item.rule != HEAD_RULE]
     found = [*_learning_rate(config), *_batch(config), *_decay(config), *_zero_init(config)]
-    found += _frozen(config)
+    found += [*_frozen(config), *changed]
     return found + ([] if network is None else [*_network(network)])
 
 
@@ -140,7 +150,7 @@ def _network(network: nn.Module, scratch: bool = True) -> Iterator[Lint]:
     heads = [n for n in batch if _in_roi_head(n)]
     for name in heads:
         yield Lint(
-            "bn-in-roi-head",
+            HEAD_RULE,
             name,
             "BatchNorm over the regions of a few images, which are not i.i.d.",
             "take GroupNorm in the head",

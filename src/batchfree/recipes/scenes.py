@@ -168,7 +168,6 @@ def scenes_gn() -> DetectionConfig:
     numbers it does not reach for: other data, another network. About an hour on one CPU core.
 
         batchfree train scenes_gn
-        batchfree train scenes_gn --batch_size 1 --trainer.max_steps 12000
     """
     return scenes("gn")
 
@@ -209,8 +208,8 @@ def scenes_gn_batch1() -> DetectionConfig:
 def scenes_ln() -> DetectionConfig:
     """LayerNorm (one group) everywhere, from scratch, on digit scenes.
 
-    Stands for LN of Wu & He 2018, section 4.2 (1.9 box AP below GN on COCO, fine-tuned). About an
-    hour on one CPU core.
+    Stands for LN of Wu & He 2018, section 4.2 (1.9 box AP below GN on COCO, R50-C4, fine-tuned).
+    About an hour on one CPU core.
 
         batchfree train scenes_ln
     """
@@ -231,8 +230,8 @@ def scenes_gn_finetuned() -> DetectionConfig:
 def scenes_frozen_bn_finetuned() -> DetectionConfig:
     """BN*: a BatchNorm backbone with frozen statistics and affine, plain heads, fine-tuned.
 
-    Stands for BN* of Wu & He 2018 (COCO, R50-FPN 38.6 box AP, 34.5 mask AP). About an hour on one
-    CPU core.
+    Stands for BN* of Wu & He 2018 with the 4conv1fc box head, which it has (COCO, R50-FPN 38.6 box
+    AP, 34.2 mask AP). About an hour on one CPU core.
 
         batchfree train scenes_frozen_bn_finetuned \\
           --model.weights runs/backbone-bn/model.safetensors
@@ -243,8 +242,9 @@ def scenes_frozen_bn_finetuned() -> DetectionConfig:
 def scenes_frozen_bn_head_gn_finetuned() -> DetectionConfig:
     """BN* in the backbone, GroupNorm in FPN and heads, fine-tuned, on digit scenes.
 
-    Stands for the heads-only ablation of Wu & He 2018 (COCO, R50-FPN 39.5 box AP, 34.4 mask AP,
-    against 38.6 and 34.2 without). About an hour on one CPU core.
+    Stands for the heads-only ablation of Wu & He 2018, whose norm is in the box head alone (COCO,
+    R50-FPN 39.5 box AP, 34.4 mask AP, against 38.6 and 34.2 without). About an hour on one CPU
+    core.
 
         batchfree train scenes_frozen_bn_head_gn_finetuned \\
           --model.weights runs/backbone-bn/model.safetensors
@@ -255,8 +255,8 @@ def scenes_frozen_bn_head_gn_finetuned() -> DetectionConfig:
 def scenes_frozen_bn_head_bn_finetuned() -> DetectionConfig:
     """BN* in the backbone, BatchNorm (not frozen) in FPN and heads, fine-tuned, on digit scenes.
 
-    Stands for BN in the box head of Wu & He 2018, section 4.2 (about 9 box AP lost on COCO). About
-    an hour on one CPU core.
+    Stands for BN in the box head of Wu & He 2018, section 4.2 (about 9 box AP lost on COCO), and
+    has it in FPN and mask head too. About an hour on one CPU core.
 
         batchfree train scenes_frozen_bn_head_bn_finetuned \\
           --model.weights runs/backbone-bn/model.safetensors

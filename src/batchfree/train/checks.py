@@ -152,7 +152,17 @@ def check_type(name: str, value: Any, hint: Any) -> None:
         choices = get_args(hint)
         names = ", ".join(repr(c) for c in choices)
         raise ConfigError(f"{name} must be one of {names}, got {value!r}{suggest(value, choices)}")
-    raise ConfigError(f"{name} must be {_words(hint)}, got {value!r}")
+    example = ""
+    if get_origin(hint) is list and not isinstance(value, list) and _number(value) is not None:
+        example = f"; write [{_number(value):g}] for one"
+    raise ConfigError(f"{name} must be {_words(hint)}, got {value!r}{example}")
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -11,6 +11,7 @@ from batchfree._errors import ConfigError
 from batchfree.data.detection import Categories
 from batchfree.models import Norms, load_backbone, mask_rcnn
 from batchfree.models.conventions import norm_modules, read_weights
+from batchfree.models.weights import check_finite
 from batchfree.nn import Groups, NormLayer, norm_layer
 from batchfree.train.detection_config import DetectionConfig, DetectorConfig
 
@@ -119,7 +120,7 @@ def load_detector(path: Path | str) -> tuple[MaskRCNN, DetectionConfig, Categori
         The network, the run's config and the categories of its labels.
 
     Raises:
-        DataError: a file that is missing, damaged, or holds code.
+        DataError: a file that is missing, damaged, holds code, or NaN or infinite weights.
         ConfigError: a checkpoint of another kind of network.
     """
     state, told = read_weights(Path(path))
@@ -132,6 +133,7 @@ def load_detector(path: Path | str) -> tuple[MaskRCNN, DetectionConfig, Categori
             f"{path} is no detector of batchfree train: it does not say which network its weights "
             "are of; give model.safetensors or a checkpoint of a detection run"
         ) from e
+    check_finite(state, Path(path))
     model = build_random(config.model, len(categories))
     try:
         model.load_state_dict(state)

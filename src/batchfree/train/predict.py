@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -37,9 +38,9 @@ class Found:
 
     Attributes:
         path: the image.
-        drawn: the picture with its boxes and masks; None where the image could not be read.
+        drawn: the picture with its boxes and masks; None where the image failed.
         detections: how many are drawn.
-        error: why it could not be read.
+        error: why it could not be read, or what the network failed at.
     """
 
     path: Path
@@ -51,6 +52,8 @@ class Found:
 def find_images(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
     """Image files and, of each, what its results are called: its path from the folder named.
 
+    A link to nothing that has an image's name is among them, so that reading it names it.
+
     Args:
         paths: files, and folders to search with their sub-folders.
 
@@ -60,16 +63,35 @@ def find_images(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
     found: dict[Path, Path] = {}
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-            found |= {p: p.relative_to(path) for p in inside if p.is_file()}
+            found |= {p: p.relative_to(path) for p in _files(path) if _is_image(p)}
         elif path.exists():
             found[path] = Path(path.name)
         else:
-            raise DataError(f"there is no image or folder at {str(path)!r}")
+            link = f", a link to {str(path.readlink())!r}" if path.is_symlink() else ""
+            raise DataError(f"there is no image or folder at {str(path)!r}{link}")
     if not found:
         names = ", ".join(str(p) for p in paths)
         raise DataError(f"there are no images ({', '.join(SUFFIXES)}) in {names}")
     return list(found.items())
+
+
+def passed_over(paths: Sequence[Path]) -> dict[str, int]:
+    """How many files in these folders are not among the images, by suffix; hidden ones apart.
+
+    Args:
+        paths: as `find_images` takes them.
+    """
+    files = [p for path in paths if path.is_dir() for p in _files(path)]
+    shown = [p for p in files if not _is_image(p) and not p.name.startswith(".")]
+    return dict(sorted(Counter(p.suffix.lower() for p in shown).items()))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_symlink() or p.is_file())
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.is_dir()
 
 
 def read_image(path: Path) -> Tensor:
@@ -94,12 +116,13 @@ def predict(
     *,
     threshold: float = 0.5,
     device: str = "cpu",
-) -> Iterator[Found]:
-    """Detects, draws and records image by image; a broken image is reported and passed over.
+) -> Generator[Found, None, None]:
+    """Detects, draws and records image by image; one that fails is reported and passed over.
 
     At the end `predictions.json` holds every detection in COCO's results format and `images.json`
     the ids, names and sizes of the images and the categories, so that together with annotations
-    they can be evaluated.
+    they can be evaluated. They hold what is done where an error or Ctrl-C ends it sooner, or the
+    iterator is closed; where nothing is done they are not written.
 
     Args:
         model: in evaluation mode, as `load_detector` gives it.
@@ -112,29 +135,64 @@ def predict(
     Raises:
         OSError: the output cannot be written.
     """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as e:
+        raise NotADirectoryError(
+            f"the output {str(output)!r} is a file, and a folder is needed: name another"
+        ) from e
     model = model.to(device)
     results: list[dict[str, Any]] = []
     records: list[dict[str, Any]] = []
     taken: set[Path] = set()
-    output.mkdir(parents=True, exist_ok=True)
-    for number, (path, name) in enumerate(images, start=1):
-        try:
-            image = read_image(path)
-        except DataError as e:
-            yield Found(path, None, error=str(e))
-            continue
-        with torch.inference_mode():
-            (seen,) = model([(image / 255).to(device)])
-        seen = {k: v.cpu() for k, v in seen.items()}
-        masks = seen["masks"][:, 0] > _MASK
-        height, width = image.shape[1:]
-        records.append({"id": number, "file_name": str(name), "height": height, "width": width})
-        results += _results(number, seen, masks, categories)
-        strong = seen["scores"] >= threshold
-        drawn = output / _unused(name.with_suffix(".png"), taken)
-        drawn.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(drawn, _png(_draw(image, seen, masks, strong, categories)))
-        yield Found(path, drawn, int(strong.sum()))
+    try:
+        for number, (path, name) in enumerate(images, start=1):
+            try:
+                image = read_image(path)
+                seen = _see(model, image, device)
+                strong = seen["scores"] >= threshold
+                masks = seen["masks"][:, 0] > _MASK
+                found = _results(number, seen, masks, categories)
+                picture = _png(_draw(image, seen, masks, strong, categories))
+            except DataError as e:
+                yield Found(path, None, error=str(e))
+                continue
+            except Exception as e:  # whatever torch raises on an image that it cannot take
+                yield Found(path, None, error=_failure(path, image, e))
+                continue
+            drawn = output / _unused(name.with_suffix(".png"), taken)
+            drawn.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(drawn, picture)
+            height, width = image.shape[1:]
+            records.append({"id": number, "file_name": str(name), "height": height, "width": width})
+            results += found
+            yield Found(path, drawn, int(strong.sum()))
+    finally:
+        if records:
+            _write(output, records, results, categories)
+
+
+def _see(model: MaskRCNN, image: Tensor, device: str) -> dict[str, Tensor]:
+    with torch.inference_mode():
+        (seen,) = model([(image / 255).to(device)])
+    return {k: v.cpu() for k, v in seen.items()}
+
+
+def _failure(path: Path, image: Tensor, error: Exception) -> str:
+    height, width = image.shape[1:]
+    said = " ".join(str(error).split()) or type(error).__name__
+    return (
+        f"{path}: the network fails at its {width} x {height} pixels ({said}); an image so narrow "
+        "that scaling leaves nothing of it, or too large for the memory, is to be cropped or scaled"
+    )
+
+
+def _write(
+    output: Path,
+    records: list[dict[str, Any]],
+    results: list[dict[str, Any]],
+    categories: Categories,
+) -> None:
     names = [{"id": i, "name": n} for i, n in zip(categories.ids, categories.names, strict=True)]
     content = {"images": records, "categories": names}
     write_atomically(output / "images.json", json.dumps(content, indent=1).encode())
