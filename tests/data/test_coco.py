@@ -7,6 +7,7 @@ import torchvision
 from coco_cases import CATEGORIES
 from PIL import Image
 from torch.utils.data import DataLoader
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from batchfree import DataError
@@ -117,6 +118,13 @@ def test_transforms_move_image_boxes_and_masks_alike(root):
     again, same = data.draw(1, 3)
     assert torch.equal(image, again)
     assert torch.equal(target["boxes"], same["boxes"])
+
+
+@pytest.mark.parametrize("shape", [(3, 2000), (2000, 3)])
+def test_scale_jitter_leaves_every_image_a_pixel(shape):
+    image = tv_tensors.Image(torch.zeros(3, *shape, dtype=torch.uint8))
+    out = detection_transform(short_sides=(96,), max_size=96)(image)
+    assert sorted(out.shape[1:]) == [1, 96]
 
 
 def test_bad_transform_arguments():
