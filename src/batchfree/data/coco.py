@@ -23,7 +23,7 @@ from batchfree.data import masks as mask_tools
 from batchfree.data.coco_check import ImageCheck, inspect
 from batchfree.data.coco_files import split_files
 from batchfree.data.detection import Categories, DetectionSet, Scene
-from batchfree.data.image_folder import load_image
+from batchfree.data.image_files import load_image
 
 OnBad = Literal["stop", "skip"]
 

@@ -14,7 +14,7 @@ from batchfree.data import masks as mask_tools
 from batchfree.data.coco_files import CocoFiles, all_files
 from batchfree.data.coco_report import CocoReport, FileReport, Tally
 from batchfree.data.detection import Categories
-from batchfree.data.image_folder import load_image
+from batchfree.data.image_files import load_image
 
 ImageCheck = Literal["exist", "size", "decode"]
 
