@@ -165,6 +165,44 @@ def test_a_corrupt_image_stops_or_is_replaced(root):
         assert CocoDataset(root, "val", on_bad="skip")[4][1]["image_id"] == 7  # past the end
 
 
+def test_the_annotated_size_says_which_way_up_an_image_is(root):
+    path, exif = root / "val2017" / "a.png", Image.Exif()
+    with Image.open(path) as picture:
+        picture.load()
+    expected, _ = by_id(CocoDataset(root, "val"))[10]
+    exif[0x0112] = 6
+    picture.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    image, _ = by_id(CocoDataset(root, "val"))[10]
+    assert torch.equal(image, expected)  # the file says 30 high, 40 wide: turned
+    picture.save(path, exif=exif)
+    image, _ = by_id(CocoDataset(root, "val"))[10]
+    assert torch.equal(image, expected)  # as stored
+
+
+def pixelless(content):
+    content["annotations"][0]["segmentation"] = [[5, 5, 5, 5, 5, 5]]
+    content["annotations"][2]["segmentation"] = [[100, 100, 120, 100, 120, 120]]
+    content["annotations"][4]["bbox"] = [47, 31, 0, 1]
+
+
+def test_masks_without_a_pixel_are_left_out_and_no_image_stays_for_one(tmp_path):
+    root = coco_cases.write(tmp_path, coco_cases.spoilt(pixelless))
+    coco_cases.write(tmp_path, coco_cases.spoilt(pixelless), split="train")
+    train = CocoDataset(root, "train")
+    assert train.image_ids == [10, 20]  # image 7 had no other
+    assert [len(target["labels"]) for _, target in train] == [1, 1]
+    found = {f.kind: f.count for f in train.report.findings}
+    assert found == {"empty_mask": 2, "zero_area": 1}
+    # The metric gets what the file says, or what items hold.
+    assert len(CocoDataset(root, "val").ground_truth()["annotations"]) == 6
+    skipping = CocoDataset(root, "val", on_bad="skip")
+    truth = skipping.ground_truth()["annotations"]
+    assert len(truth) == sum(len(target["labels"]) for _, target in skipping) == 3
+    # Boxes alone are whole.
+    boxes = CocoDataset(root, "val", masks=False, on_bad="skip")
+    assert len(boxes.ground_truth()["annotations"]) == 5
+
+
 def test_an_epoch_ends_whatever_becomes_of_the_files(root):
     """Images are damaged and deleted once the data set stands."""
     data = CocoDataset(root, "val", on_bad="skip")

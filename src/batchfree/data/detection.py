@@ -49,6 +49,18 @@ class Categories:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def unique_names(self) -> tuple[str, ...]:
+        """The names, with the id behind those that several categories share: `cat (id 3)`."""
+        shared = len(set(self.names)) < len(self.names)
+        out = tuple(
+            f"{name} (id {id})" if shared and self.names.count(name) > 1 else name
+            for id, name in zip(self.ids, self.names, strict=True)
+        )
+        if len(set(out)) < len(out):  # a category is called `cat (id 3)`
+            out = tuple(f"{n} (id {i})" for i, n in zip(self.ids, self.names, strict=True))
+        return out
+
     def label(self, category_id: int) -> int:
         """The label, 1 to K, of a category id."""
         if category_id not in self.ids:
