@@ -60,7 +60,8 @@ def split_files(
         if not path.is_file():
             raise DataError(f"there is no annotation file at {str(path)!r}")
     else:
-        assert base is not None
+        if base is None:
+            raise DataError(f"neither a folder nor an annotation file is given for {split!r}")
         path = _file_of(base, split)
     return _with_folders(base, path, split, images)
 
