@@ -16,6 +16,7 @@ from torch import Tensor
 
 # A longer edge is a mistake, and drawing it takes memory by its length.
 _FARTHEST = 1e5
+_RADIUS = 1.0  # pixels: a disc of more than the root of a half has a pixel's centre in it
 
 
 def encode(masks: Tensor) -> list[dict[str, Any]]:
@@ -148,7 +149,7 @@ def _holds_disc(polygon: list[float], height: int, width: int) -> bool:
         twice_area += x * next_y - next_x * y
         perimeter += abs(next_x - x) + abs(next_y - y)  # at least the length
         x, y = next_x, next_y
-    return abs(twice_area) > 2 * 1.5 * perimeter
+    return abs(twice_area) > 2 * _RADIUS * perimeter
 
 
 def extent(segmentation: Any, height: int, width: int) -> tuple[float, float, float, float]:
@@ -165,9 +166,16 @@ def extent(segmentation: Any, height: int, width: int) -> tuple[float, float, fl
             float, mask_api.toBbox(run_lengths(segmentation, height, width))
         )
         return left, top, left + across, top + down
-    xs = [min(max(x, 0), width) for polygon in segmentation for x in polygon[0::2]]
-    ys = [min(max(y, 0), height) for polygon in segmentation for y in polygon[1::2]]
-    return min(xs), min(ys), max(xs), max(ys)
+    left = min(min(polygon[0::2]) for polygon in segmentation)
+    top = min(min(polygon[1::2]) for polygon in segmentation)
+    right = max(max(polygon[0::2]) for polygon in segmentation)
+    bottom = max(max(polygon[1::2]) for polygon in segmentation)
+    return (
+        min(max(left, 0), width),
+        min(max(top, 0), height),
+        min(max(right, 0), width),
+        min(max(bottom, 0), height),
+    )
 
 
 def mask_areas(masks: Tensor) -> Tensor:
