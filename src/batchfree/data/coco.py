@@ -34,8 +34,10 @@ class CocoDataset(DetectionSet):
     """Images with boxes, labels and masks from a COCO annotation file.
 
     The file is checked first, as by `batchfree data check`. What it finds either stops the
-    construction or is left out; boxes are clipped to their image and empty ones left out in either
-    case. Labels are 1 to K in the order of the category ids, which may be any numbers.
+    construction or is left out; what is only doubtful is taken as it stands with a warning; boxes
+    are clipped to their image and empty ones left out in any case. Labels are 1 to K in the order
+    of the category ids, which may be any whole numbers. An image is turned by its EXIF orientation
+    where that gives it the size in the file, and taken as stored otherwise.
 
     Args:
         root: the data set's folder; it may be None where `annotations` is given.
