@@ -4,6 +4,7 @@ from PIL import Image, ImageOps
 
 from batchfree import DataError
 from batchfree.data.image_files import examine, load_fitting, load_image, load_upright
+from batchfree.train.predict import read_image
 
 WIDE = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(4, 6, 3)  # 6 wide, 4 high
 
@@ -22,6 +23,8 @@ def test_16_bit_grey_keeps_its_upper_eight_bits(tmp_path, ending, byteorder):
     values = np.array([[0, 255, 256], [32768, 65279, 65535]], dtype=f"{byteorder}u2")
     Image.fromarray(values).save(tmp_path / f"a.{ending}")
     grey = np.array([[0, 0, 1], [128, 254, 255]], dtype=np.uint8)
+    predicted_on = read_image(tmp_path / f"a.{ending}").permute(1, 2, 0).numpy()
+    assert np.array_equal(predicted_on, np.repeat(grey[..., None], 3, axis=2))
     for load in (load_image, load_upright, lambda p: load_fitting(p, 2, 3)):
         picture = load(tmp_path / f"a.{ending}")
         assert picture.mode == "RGB"
