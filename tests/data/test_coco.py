@@ -179,28 +179,29 @@ def test_the_annotated_size_says_which_way_up_an_image_is(root):
     assert torch.equal(image, expected)  # as stored
 
 
-def pixelless(content):
+def unseen(content):
     content["annotations"][0]["segmentation"] = [[5, 5, 5, 5, 5, 5]]
     content["annotations"][2]["segmentation"] = [[100, 100, 120, 100, 120, 120]]
     content["annotations"][4]["bbox"] = [47, 31, 0, 1]
+    content["annotations"][1]["bbox"] = [90, 20, 8, 8]
 
 
-def test_masks_without_a_pixel_are_left_out_and_no_image_stays_for_one(tmp_path):
-    root = coco_cases.write(tmp_path, coco_cases.spoilt(pixelless))
-    coco_cases.write(tmp_path, coco_cases.spoilt(pixelless), split="train")
+def test_what_cannot_be_seen_is_left_out_and_no_image_stays_for_it(tmp_path):
+    root = coco_cases.write(tmp_path, coco_cases.spoilt(unseen))
+    coco_cases.write(tmp_path, coco_cases.spoilt(unseen), split="train")
     train = CocoDataset(root, "train")
-    assert train.image_ids == [10, 20]  # image 7 had no other
-    assert [len(target["labels"]) for _, target in train] == [1, 1]
+    assert train.image_ids == [20]  # 7 and 10 had no other
+    assert [len(target["labels"]) for _, target in train] == [1]
     found = {f.kind: f.count for f in train.report.findings}
-    assert found == {"empty_mask": 2, "zero_area": 1}
+    assert found == {"empty_mask": 2, "zero_area": 1, "box_outside": 1}
     # The metric gets what the file says, or what items hold.
     assert len(CocoDataset(root, "val").ground_truth()["annotations"]) == 6
     skipping = CocoDataset(root, "val", on_bad="skip")
     truth = skipping.ground_truth()["annotations"]
-    assert len(truth) == sum(len(target["labels"]) for _, target in skipping) == 3
+    assert len(truth) == sum(len(target["labels"]) for _, target in skipping) == 2
     # Boxes alone are whole.
     boxes = CocoDataset(root, "val", masks=False, on_bad="skip")
-    assert len(boxes.ground_truth()["annotations"]) == 5
+    assert len(boxes.ground_truth()["annotations"]) == 4
 
 
 def test_an_epoch_ends_whatever_becomes_of_the_files(root):

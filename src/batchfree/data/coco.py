@@ -104,7 +104,7 @@ class CocoDataset(DetectionSet):
             )
         self._labels = {id: k for k, id in enumerate(self.categories.ids, start=1)}
         self._folder, self._file = found.folder, files.annotations
-        self._annotations, self._pixelless = found.annotations, found.pixelless
+        self._annotations, self._unseen = found.annotations, found.unseen
         self._keep_crowd = split != "train" if keep_crowd is None else keep_crowd
         keep_empty = split != "train" if keep_empty is None else keep_empty
         self._records = [
@@ -141,14 +141,14 @@ class CocoDataset(DetectionSet):
         """The set in COCO's format, crowds included, annotation ids from 1 on.
 
         What is to be cleaned is in it as the file says, so that figures are those of COCO's own
-        evaluation; except where `on_bad` is `"skip"`: then boxes without an area and masks without
-        a pixel, which no detection could match, are left out of it as well.
+        evaluation; except where `on_bad` is `"skip"`: then boxes and masks of which no part is in
+        the image, which no detection could match, are left out of it as well.
         """
         annotations: list[dict[str, Any]] = []
         for record in self._records:
             height, width = record["height"], record["width"]
             for annotation in self._annotations.get(record["id"], ()):
-                if self.on_bad == "skip" and not self._seen(annotation):
+                if self.on_bad == "skip" and annotation["id"] in self._unseen:
                     continue
                 entry = {"iscrowd": 0} | annotation | {"id": len(annotations) + 1}
                 if "area" not in entry:
@@ -165,11 +165,8 @@ class CocoDataset(DetectionSet):
 
     def _holds(self, annotation: dict[str, Any]) -> bool:
         """Whether items hold an annotation."""
-        return self._seen(annotation) and (self._keep_crowd or not annotation.get("iscrowd", 0))
-
-    def _seen(self, annotation: dict[str, Any]) -> bool:
-        """Whether its box has an area and its mask a pixel."""
-        return min(annotation["bbox"][2:]) > 0 and annotation["id"] not in self._pixelless
+        seen = annotation["id"] not in self._unseen
+        return seen and (self._keep_crowd or not annotation.get("iscrowd", 0))
 
     def _read(self, index: int) -> Scene:
         record = self._records[index]

@@ -31,14 +31,15 @@ class Inspection:
         categories: those that can be used.
         images: records that can be used, by id.
         annotations: annotation records that can be used, by image id; those to be cleaned too.
-        pixelless: ids of those whose mask has no pixel in the image.
+        unseen: ids of those of which nothing can be seen: of their box or of their mask no part is
+            in the image.
     """
 
     report: FileReport
     categories: Categories = field(default_factory=lambda: Categories((), ()))
     images: dict[int, dict[str, Any]] = field(default_factory=dict)
     annotations: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
-    pixelless: set[int] = field(default_factory=set)
+    unseen: set[int] = field(default_factory=set)
 
     @property
     def folder(self) -> Path:
@@ -98,7 +99,7 @@ def inspect(
     records = [r for r in content["images"] if isinstance(r, dict)]
     folder = files.images(n for r in records if isinstance(n := r.get("file_name"), str))
     images, listed = check_images(content["images"], folder, image_check, tally, progress)
-    kept, pixelless = check_annotations(
+    kept, unseen = check_annotations(
         content["annotations"], images, listed, set(categories.ids), segmentations, tally
     )
     records = [a for a in content["annotations"] if isinstance(a, dict)]
@@ -113,7 +114,7 @@ def inspect(
         empty=sum(id not in annotated for id in listed),
         findings=tally.findings(),
     )
-    return Inspection(report, categories, images, kept, pixelless)
+    return Inspection(report, categories, images, kept, unseen)
 
 
 def _read(path: Path, tally: Tally) -> dict[str, list[Any]] | None:

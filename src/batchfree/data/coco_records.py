@@ -144,10 +144,10 @@ def check_annotations(
     segmentations: bool,
     tally: Tally,
 ) -> tuple[dict[int, list[dict[str, Any]]], set[int]]:
-    """The usable annotations by image id, and the ids of those whose mask has no pixel."""
+    """The usable annotations by image id, and the ids of those of which nothing can be seen."""
     kept: dict[int, list[dict[str, Any]]] = {}
     seen: set[int] = set()
-    pixelless: set[int] = set()
+    unseen: set[int] = set()
     for k, record in enumerate(records):
         id = whole(record.get("id")) if isinstance(record, dict) else None
         if id is None:
@@ -176,13 +176,15 @@ def check_annotations(
         elif image_id in images:  # the image's own fault has been counted
             image = images[image_id]
             if _usable(record, where, image["height"], image["width"], segmentations, tally):
+                if _box_is_empty(record["bbox"], image["height"], image["width"]):
+                    unseen.add(id)
                 kept.setdefault(image_id, []).append(_with(record, {"id": id, **ids}))
                 if segmentations and not mask_tools.has_pixel(
                     record["segmentation"], image["height"], image["width"]
                 ):
-                    pixelless.add(id)
+                    unseen.add(id)
                     tally.add("empty_mask", where)
-    return kept, pixelless
+    return kept, unseen
 
 
 def _usable(
@@ -222,6 +224,12 @@ def _usable(
             other += [round(around[2] - around[0], 1), round(around[3] - around[1], 1)]
             tally.add("box_off_mask", f"{where}: box {box}, but its mask is in {other}")
     return True
+
+
+def _box_is_empty(box: list[float], height: int, width: int) -> bool:
+    """Whether nothing is left of a box that is clipped to its image."""
+    left, top, across, down = box
+    return min(left + across, width) <= max(left, 0) or min(top + down, height) <= max(top, 0)
 
 
 def _apart(box: tuple[float, ...], around: tuple[float, ...]) -> bool:

@@ -102,7 +102,7 @@ def _problem_of_runs(runs: Mapping[Any, Any], height: int, width: int) -> str | 
         return "a run-length encoding without its size and counts"
     if size != [height, width]:
         return (
-            f"a run-length encoding of {size[0]} x {size[1]} pixels for an image of "
+            f"a run-length encoding of {size[0]!r} x {size[1]!r} pixels for an image of "
             f"{height} x {width}"
         )
     if isinstance(counts, list):
