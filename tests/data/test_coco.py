@@ -7,6 +7,7 @@ import torchvision
 from coco_cases import CATEGORIES
 from PIL import Image
 from torch.utils.data import DataLoader
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from batchfree import DataError
@@ -119,6 +120,13 @@ def test_transforms_move_image_boxes_and_masks_alike(root):
     assert torch.equal(target["boxes"], same["boxes"])
 
 
+@pytest.mark.parametrize("shape", [(3, 2000), (2000, 3)])
+def test_scale_jitter_leaves_every_image_a_pixel(shape):
+    image = tv_tensors.Image(torch.zeros(3, *shape, dtype=torch.uint8))
+    out = detection_transform(short_sides=(96,), max_size=96)(image)
+    assert sorted(out.shape[1:]) == [1, 96]
+
+
 def test_bad_transform_arguments():
     with pytest.raises(ValueError, match="short_sides must be positive"):
         detection_transform(short_sides=[])
@@ -155,6 +163,45 @@ def test_a_corrupt_image_stops_or_is_replaced(root):
     coco_cases.truncate(root / "val2017" / "pixel.jpg")
     with pytest.warns(UserWarning, match=r"pixel\.jpg"):
         assert CocoDataset(root, "val", on_bad="skip")[4][1]["image_id"] == 7  # past the end
+
+
+def test_the_annotated_size_says_which_way_up_an_image_is(root):
+    path, exif = root / "val2017" / "a.png", Image.Exif()
+    with Image.open(path) as picture:
+        picture.load()
+    expected, _ = by_id(CocoDataset(root, "val"))[10]
+    exif[0x0112] = 6
+    picture.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    image, _ = by_id(CocoDataset(root, "val"))[10]
+    assert torch.equal(image, expected)  # the file says 30 high, 40 wide: turned
+    picture.save(path, exif=exif)
+    image, _ = by_id(CocoDataset(root, "val"))[10]
+    assert torch.equal(image, expected)  # as stored
+
+
+def unseen(content):
+    content["annotations"][0]["segmentation"] = [[5, 5, 5, 5, 5, 5]]
+    content["annotations"][2]["segmentation"] = [[100, 100, 120, 100, 120, 120]]
+    content["annotations"][4]["bbox"] = [47, 31, 0, 1]
+    content["annotations"][1]["bbox"] = [90, 20, 8, 8]
+
+
+def test_what_cannot_be_seen_is_left_out_and_no_image_stays_for_it(tmp_path):
+    root = coco_cases.write(tmp_path, coco_cases.spoilt(unseen))
+    coco_cases.write(tmp_path, coco_cases.spoilt(unseen), split="train")
+    train = CocoDataset(root, "train")
+    assert train.image_ids == [20]  # 7 and 10 had no other
+    assert [len(target["labels"]) for _, target in train] == [1]
+    found = {f.kind: f.count for f in train.report.findings}
+    assert found == {"empty_mask": 2, "zero_area": 1, "box_outside": 1}
+    # The metric gets what the file says, or what items hold.
+    assert len(CocoDataset(root, "val").ground_truth()["annotations"]) == 6
+    skipping = CocoDataset(root, "val", on_bad="skip")
+    truth = skipping.ground_truth()["annotations"]
+    assert len(truth) == sum(len(target["labels"]) for _, target in skipping) == 2
+    # Boxes alone are whole.
+    boxes = CocoDataset(root, "val", masks=False, on_bad="skip")
+    assert len(boxes.ground_truth()["annotations"]) == 4
 
 
 def test_an_epoch_ends_whatever_becomes_of_the_files(root):

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from batchfree import DataError
+from batchfree.data.coco import CocoDataset
 from batchfree.data.coco_check import check_coco
 from batchfree.data.coco_report import KINDS
 
@@ -49,22 +50,26 @@ def twice(kind):
 
 
 SHORT = [[1, 2, 3, 4]]
+OUTSIDE = [[100, 100, 120, 100, 120, 120]]
+NOTHING = {"size": [30, 40], "counts": [1200]}
 FAULTS = [
     ("bad_category", at("categories", id="3"), "category 0 of the list"),
     ("bad_category", lacking("categories", "name"), "category 0 of the list"),
     ("duplicate_category", twice("categories"), "category 90: 'toothbrush'"),
-    ("bad_image", lacking("images", "id"), "image 0 of the list"),
-    ("bad_image", at("images", id="10"), "image 0 of the list"),
-    ("bad_image", at("images", height=0), "image 10: "),
-    ("bad_image", at("images", width=40.5), "image 10: "),
-    ("bad_image", lacking("images", "file_name"), "image 10: "),
+    ("duplicate_name", at("categories", name="cat"), "categories 17, 90: 'cat'"),
+    ("bad_image", lacking("images", "id"), "image 0 of the list has no whole number as id"),
+    ("bad_image", at("images", id="10"), "image 0 of the list has no whole number as id"),
+    ("bad_image", at("images", height=0), "image 10: height 0 is no positive whole number"),
+    ("bad_image", at("images", width=40.5), "image 10: width 40.5 is no positive whole number"),
+    ("bad_image", at("images", width="40"), "image 10: width '40' is no positive whole number"),
+    ("bad_image", lacking("images", "file_name"), "image 10: file_name None names no file"),
     ("duplicate_image", twice("images"), "image 10: 'a.png'"),
     ("unsafe_path", at("images", file_name="../../etc/passwd"), "'../../etc/passwd'"),
     ("unsafe_path", at("images", file_name="/etc/passwd"), "'/etc/passwd'"),
     ("missing_image", at("images", file_name="no.png"), "no.png"),
     ("bad_annotation", lacking("annotations", "id"), "annotation 0 of the list"),
-    ("bad_annotation", at("annotations", image_id=None), "annotation 1: "),
-    ("bad_annotation", at("annotations", category_id="car"), "annotation 1: "),
+    ("bad_annotation", at("annotations", image_id=None), "annotation 1: image_id None is no"),
+    ("bad_annotation", at("annotations", category_id="car"), "annotation 1: category_id 'car' is"),
     ("bad_annotation", at("annotations", iscrowd=2), "iscrowd 2 is not 0 or 1"),
     ("duplicate_annotation", twice("annotations"), "annotation 1 of image 10"),
     ("unknown_image", at("annotations", image_id=999), "annotation 1 of image 999"),
@@ -76,6 +81,10 @@ FAULTS = [
     ("no_segmentation", lacking("annotations", "segmentation"), "annotation 1 of image 10"),
     ("no_segmentation", at("annotations", segmentation=[]), "annotation 1 of image 10"),
     ("bad_segmentation", at("annotations", segmentation=SHORT), "a polygon of 4 numbers"),
+    ("empty_mask", at("annotations", segmentation=[[5, 5, 5, 5, 5, 5]]), "annotation 1 of image"),
+    ("empty_mask", at("annotations", segmentation=OUTSIDE), "annotation 1 of image 10"),
+    ("empty_mask", at("annotations", segmentation=NOTHING), "annotation 1 of image 10"),
+    ("box_off_mask", at("annotations", bbox=[22, 13, 9, 9]), "its mask is in [2, 3, 20, 10]"),
     ("zero_area", at("annotations", bbox=[1, 2, 3, 0]), "box [1, 2, 3, 0]"),
     ("zero_area", at("annotations", area=0), "area 0"),
     ("box_outside", at("annotations", bbox=[2, 3, 39, 10]), "[2, 3, 39, 10] in 40 x 30 pixels"),
@@ -96,12 +105,75 @@ def test_each_fault_is_named_counted_and_shown(tmp_path, kind, change, example):
     assert example in finding.examples[0]
     assert f"[{kind}]" in report.to_text()
     assert not report.clean
-    assert bool(report.files[0].errors) == (finding.effect != "cleaned" or len(found) > 1)
+    usable = finding.effect in ("cleaned", "doubtful")
+    assert bool(report.files[0].errors) == (not usable or len(found) > 1)
+    assert bool(report.files[0].doubts) == (finding.effect == "doubtful")
 
 
 def test_every_kind_has_a_test():
-    tested = {kind for kind, _, _ in FAULTS} | {"bad_json", "corrupt_image", "image_size"}
-    assert tested == set(KINDS)
+    by_file = {"bad_json", "corrupt_image", "image_size", "orientation"}
+    assert {kind for kind, _, _ in FAULTS} | by_file == set(KINDS)
+
+
+def whole_numbers_as_floats(content):
+    for record in content["images"]:
+        record |= {k: float(record[k]) for k in ("id", "height", "width")}
+    for record in content["annotations"]:
+        record |= {k: float(record[k]) for k in ("id", "image_id", "category_id")}
+    for record in content["categories"]:
+        record["id"] = float(record["id"])
+
+
+def test_a_whole_number_may_be_written_with_a_point(tmp_path):
+    root = coco_cases.write(tmp_path, coco_cases.spoilt(whole_numbers_as_floats))
+    assert check_coco(root, image_check="decode").clean
+    mine, plain = (
+        CocoDataset(coco_cases.write(tmp_path / name, content), "val").ground_truth()
+        for name, content in (
+            ("mine", coco_cases.spoilt(whole_numbers_as_floats)),
+            ("plain", coco_cases.content()),
+        )
+    )
+    assert json.dumps(mine) == json.dumps(plain)
+
+
+def tagged(path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(path) as image:
+        image.load()
+    image.save(path, exif=exif)
+
+
+def test_orientations_that_the_size_does_not_settle_are_found(tmp_path):
+    root = coco_cases.write(tmp_path)
+    tagged(root / "val2017" / "a.png", 3)  # upside down: 40 x 30 either way
+    tagged(root / "val2017" / "empty.png", 6)  # a quarter turn of 20 x 20
+    tagged(root / "val2017" / "b.png", 6)  # settled: as stored
+    Image.new("RGB", (32, 48)).save(root / "val2017" / "pixel.jpg")
+    tagged(root / "val2017" / "pixel.jpg", 8)  # settled: turned
+    for level in ("size", "decode"):
+        report = check_coco(root, image_check=level)
+        assert kinds(report) == {"orientation": 2}
+        assert not report.files[0].errors
+    assert "40 x 30 pixels either way; it is taken as stored" in report.to_text()
+    tagged(root / "val2017" / "crowd.png", 6)
+    Image.new("RGB", (24, 23)).save(root / "val2017" / "crowd.png")
+    assert kinds(check_coco(root, image_check="size")) == {"orientation": 2, "image_size": 1}
+
+
+def test_progress_is_told_of_the_images_looked_into(tmp_path):
+    root = coco_cases.write(tmp_path)
+    told = []
+    check_coco(root, image_check="size", progress=lambda *at: told.append(at))
+    assert told == [(5, 5)]
+
+
+def test_two_categories_of_a_name_are_told_apart(tmp_path):
+    root = coco_cases.write(tmp_path, coco_cases.spoilt(at("categories", name="cat")))
+    with pytest.warns(UserWarning, match=r"taken as it stands .*categories 17, 90: 'cat'"):
+        data = CocoDataset(root, "val")
+    assert data.categories.unique_names == ("car", "cat (id 17)", "cat (id 90)")
 
 
 @pytest.mark.parametrize(

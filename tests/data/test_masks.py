@@ -1,12 +1,22 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as pycocotools_mask
 
-from batchfree.data.masks import area, decode, encode, mask_areas, problem, tight_boxes
+from batchfree.data.masks import (
+    area,
+    decode,
+    encode,
+    extent,
+    has_pixel,
+    mask_areas,
+    problem,
+    tight_boxes,
+)
 
 
 # pycocotools 2.0.11 under NumPy 2.
@@ -68,3 +78,35 @@ def test_boxes_around_masks():
     masks[1, 1:3, 2] = 1
     assert tight_boxes(masks).tolist() == [[6, 4, 7, 5], [2, 1, 3, 3], [0, 0, 0, 0]]
     assert tight_boxes(masks[:0]).shape == (0, 4)
+
+
+def test_the_quick_answer_is_the_drawn_one():
+    """Polygons of every thickness, in the image and across its edges."""
+    generator = np.random.default_rng(0)
+    answers = {True: 0, False: 0}
+    for _ in range(2000):
+        centre, size = generator.uniform(-4, 44, 2), generator.uniform(0, 12) ** 1.5
+        points = centre + generator.normal(size=(int(generator.integers(3, 9)), 2)) * (
+            size,
+            generator.uniform(0, 2),
+        )
+        polygon = [[float(v) for v in points.ravel()]]
+        drawn = area(polygon, 40, 40) > 0
+        assert has_pixel(polygon, 40, 40) == drawn
+        answers[drawn] += 1
+    assert min(answers.values()) > 100
+
+
+@pytest.mark.parametrize("form", ["polygon", "counts", "compressed"])
+def test_extents_are_those_of_the_mask(form):
+    mask = torch.zeros(1, 20, 30, dtype=torch.uint8)
+    mask[:, 4:9, 7:12] = 1
+    (compressed,) = encode(mask)
+    segmentation = {
+        "polygon": [[7, 4, 12, 4, 12, 9, 7, 9]],
+        "counts": {"size": [20, 30], "counts": [144, 5, 15, 5, 15, 5, 15, 5, 15, 5, 371]},
+        "compressed": compressed,
+    }[form]
+    assert torch.equal(decode([segmentation], 20, 30), mask)
+    assert extent(segmentation, 20, 30) == tuple(tight_boxes(mask)[0].tolist())
+    assert has_pixel(segmentation, 20, 30)

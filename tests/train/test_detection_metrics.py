@@ -155,6 +155,60 @@ def test_an_image_counts_once():
     assert twice.results("segm") == []
 
 
+def renumber(content, image=lambda i: i, category=lambda i: i):
+    for record in content["images"]:
+        record["id"] = image(record["id"])
+    for record in content["categories"]:
+        record["id"] = category(record["id"])
+    for record in content["annotations"]:
+        record["image_id"] = image(record["image_id"])
+        record["category_id"] = category(record["category_id"])
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        {"image": lambda i: -i},
+        {"image": lambda i: i - 7},  # 0
+        {"image": lambda i: i + 2**63},
+        {"image": lambda i: i + 10**30, "category": lambda i: i + 10**30},
+        {"category": lambda i: -i},
+    ],
+    ids=["negative", "zero", "past-int64", "huge", "negative-categories"],
+)
+def test_any_whole_number_is_an_id(tmp_path, ids):
+    plain = CocoDataset(coco_cases.write(tmp_path / "plain"), "val")
+    content = coco_cases.spoilt(lambda c: renumber(c, **ids))
+    data = CocoDataset(coco_cases.write(tmp_path / "mine", content), "val")
+    expected = evaluated(plain, perfect(plain))
+    mine = evaluated(data, perfect(data))
+    assert mine.figures() == pytest.approx(expected.figures(), nan_ok=True)
+    assert mine.per_category() == expected.per_category()
+    assert {r["image_id"] for r in mine.results("bbox")} <= set(data.image_ids)
+    assert {r["category_id"] for r in mine.results("bbox")} == set(data.categories.ids)
+    seen = evaluated(data, list(perfect(data))[:2])
+    assert seen.figures("seen")["box_AP"] == pytest.approx(100)
+
+
+def test_categories_of_one_name_have_a_figure_each(tmp_path):
+    content = coco_cases.content()
+    content["categories"] = [c | {"name": "z"} for c in content["categories"]]
+    evaluator = evaluated(content, perfect(CocoDataset(coco_cases.write(tmp_path), "val")))
+    for values in evaluator.per_category().values():
+        assert list(values) == ["z (id 3)", "z (id 17)", "z (id 90)"]
+        assert list(values.values()) == pytest.approx([100] * 3)
+
+
+def test_annotations_of_nothing_listed_do_not_count(tmp_path):
+    content = coco_cases.content()
+    content["annotations"] += [
+        coco_cases.annotation(50, 999, 3, [0, 0, 9, 9], [[0, 0, 9, 0, 9, 9]]),
+        coco_cases.annotation(51, 10, 999, [0, 0, 9, 9], [[0, 0, 9, 0, 9, 9]]),
+    ]
+    evaluator = evaluated(content, perfect(CocoDataset(coco_cases.write(tmp_path), "val")))
+    assert evaluator.figures()["box_AP"] == pytest.approx(100)
+
+
 def test_results_are_in_cocos_format(tmp_path):
     data = CocoDataset(coco_cases.write(tmp_path), "val")
     evaluator = evaluated(data, perfect(data))
@@ -228,6 +282,10 @@ def test_bad_input(tmp_path):
     (tmp_path / "results.json").write_text("[]")
     with pytest.raises(DataError, match="is no annotation file"):
         CocoEvaluator(tmp_path / "results.json")
+    content = coco_cases.content()
+    content["images"][0]["id"] = "10"
+    with pytest.raises(DataError, match="must be whole numbers, got '10'"):
+        CocoEvaluator(content)
     content = coco_cases.content()
     del content["annotations"][0]["segmentation"]
     with pytest.raises(ValueError, match="annotations without a segmentation"):

@@ -87,30 +87,35 @@ def check(args: list[str]) -> int:
         "or where there is nothing to check.",
     )
     parser.add_argument(
-        "root", type=Path, metavar="ROOT", help="a folder with annotations/, or an annotation file"
+        "root", type=Path, metavar="ROOT", help="the set's folder, or one annotation file of it"
     )
     parser.add_argument("--images", type=Path, metavar="DIR", help="the image folder")
     parser.add_argument(
         "--image-check",
-        default="exist",
+        default="decode",
         metavar="LEVEL",
-        help="exist; size: compare the sizes too; decode: read every image to its end too",
+        help="exist: the files alone; size: their headers too; decode, by default as in training: "
+        "every image to its end too",
     )
     parser.add_argument(
         "--boxes-only", action="store_true", help="annotations need no segmentation"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON too")
+    parser.add_argument("--quiet", action="store_true", help="no progress on a terminal's stderr")
     options = parse(parser, args)
     check_known(options.image_check, ("exist", "size", "decode"), "level")
     from batchfree.data.coco_check import check_coco
 
     try:
-        report = check_coco(
-            options.root,
-            images=options.images,
-            image_check=options.image_check,
-            segmentations=not options.boxes_only,
-        )
+        with _bar(options.quiet) as progress:
+            task = progress.add_task("checking images", total=None)
+            report = check_coco(
+                options.root,
+                images=options.images,
+                image_check=options.image_check,
+                segmentations=not options.boxes_only,
+                progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
     except DataError as error:  # exit code 1 would mean that something was found
         raise ConfigError(str(error)) from error
     print(report.to_text())

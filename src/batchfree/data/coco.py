@@ -20,10 +20,12 @@ from torchvision.transforms import v2
 from batchfree._checks import check_choice
 from batchfree._errors import DataError
 from batchfree.data import masks as mask_tools
-from batchfree.data.coco_check import ImageCheck, inspect
+from batchfree.data.coco_check import inspect
 from batchfree.data.coco_files import split_files
+from batchfree.data.coco_records import ImageCheck, Progress
+from batchfree.data.coco_report import in_line
 from batchfree.data.detection import Categories, DetectionSet, Scene
-from batchfree.data.image_folder import load_image
+from batchfree.data.image_files import load_fitting
 
 OnBad = Literal["stop", "skip"]
 
@@ -32,15 +34,17 @@ class CocoDataset(DetectionSet):
     """Images with boxes, labels and masks from a COCO annotation file.
 
     The file is checked first, as by `batchfree data check`. What it finds either stops the
-    construction or is left out; boxes are clipped to their image and empty ones left out in either
-    case. Labels are 1 to K in the order of the category ids, which may be any numbers.
+    construction or is left out; what is only doubtful is taken as it stands with a warning; boxes
+    are clipped to their image and empty ones left out in any case. Labels are 1 to K in the order
+    of the category ids, which may be any whole numbers. An image is turned by its EXIF orientation
+    where that gives it the size in the file, and taken as stored otherwise.
 
     Args:
-        root: the folder that holds `annotations/` and the image folders.
+        root: the data set's folder; it may be None where `annotations` is given.
         split: `"train"` or `"val"`: the files `annotations/instances_{split}2017.json` and
-            `{split}2017/`, or the same without the year.
-        annotations: the annotation file, where it has another name.
-        images: the image folder, where it has another name.
+            `{split}2017/`, or what goes by the split's name (`coco_files.split_files`).
+        annotations: the annotation file, where it has another name: a path, from here or in `root`.
+        images: the image folder, likewise.
         transforms: of an item, such as `detection_transform(...)`; by default the image is scaled
             to [0, 1] and nothing else.
         masks: whether items have masks, so that annotations need a segmentation.
@@ -53,6 +57,7 @@ class CocoDataset(DetectionSet):
             what is wrong with one warning; an image that cannot be decoded is replaced by the next.
         image_check: how far images are checked on construction; see `check_coco`.
         categories: the categories expected, those of the training split.
+        progress: called with the images checked so far and in all.
 
     Attributes:
         report: what the check found.
@@ -69,7 +74,7 @@ class CocoDataset(DetectionSet):
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | Path | None,
         split: str = "train",
         *,
         annotations: str | Path | None = None,
@@ -81,11 +86,12 @@ class CocoDataset(DetectionSet):
         on_bad: OnBad = "stop",
         image_check: ImageCheck = "exist",
         categories: Categories | None = None,
+        progress: Progress | None = None,
     ) -> None:
         check_choice(on_bad, get_args(OnBad), "on_bad")
         check_choice(image_check, get_args(ImageCheck), "image_check")
         files = split_files(root, split, annotations, images)
-        found = inspect(files, image_check, segmentations=masks)
+        found = inspect(files, image_check, masks, progress)
         self.report = found.report
         self.on_bad, self.masks, self.transforms = on_bad, masks, transforms
         self._settle()
@@ -97,8 +103,8 @@ class CocoDataset(DetectionSet):
                 "same ids and names"
             )
         self._labels = {id: k for k, id in enumerate(self.categories.ids, start=1)}
-        self._folder, self._file = files.images, files.annotations
-        self._annotations = found.annotations
+        self._folder, self._file = found.folder, files.annotations
+        self._annotations, self._unseen = found.annotations, found.unseen
         self._keep_crowd = split != "train" if keep_crowd is None else keep_crowd
         keep_empty = split != "train" if keep_empty is None else keep_empty
         self._records = [
@@ -132,11 +138,18 @@ class CocoDataset(DetectionSet):
         raise DataError(f"none of the {len(self)} images in {str(self._folder)!r} can be read")
 
     def ground_truth(self) -> dict[str, Any]:
-        """The set in COCO's format, crowds and what is to be cleaned included, ids from 1 on."""
+        """The set in COCO's format, crowds included, annotation ids from 1 on.
+
+        What is to be cleaned is in it as the file says, so that figures are those of COCO's own
+        evaluation; except where `on_bad` is `"skip"`: then boxes and masks of which no part is in
+        the image, which no detection could match, are left out of it as well.
+        """
         annotations: list[dict[str, Any]] = []
         for record in self._records:
             height, width = record["height"], record["width"]
             for annotation in self._annotations.get(record["id"], ()):
+                if self.on_bad == "skip" and annotation["id"] in self._unseen:
+                    continue
                 entry = {"iscrowd": 0} | annotation | {"id": len(annotations) + 1}
                 if "area" not in entry:
                     shape, box = entry.get("segmentation"), entry["bbox"]
@@ -152,14 +165,14 @@ class CocoDataset(DetectionSet):
 
     def _holds(self, annotation: dict[str, Any]) -> bool:
         """Whether items hold an annotation."""
-        empty = min(annotation["bbox"][2:]) <= 0
-        return not empty and (self._keep_crowd or not annotation.get("iscrowd", 0))
+        seen = annotation["id"] not in self._unseen
+        return seen and (self._keep_crowd or not annotation.get("iscrowd", 0))
 
     def _read(self, index: int) -> Scene:
         record = self._records[index]
         height, width = record["height"], record["width"]
         path = self._folder / record["file_name"]
-        picture = load_image(path)
+        picture = load_fitting(path, height, width)
         if picture.size != (width, height):
             raise DataError(
                 f"the image {str(path)!r} is {picture.width} x {picture.height} pixels, but "
@@ -186,6 +199,12 @@ class CocoDataset(DetectionSet):
         if any(f.effect == "file" for f in errors):
             raise DataError(
                 f"the annotation file {str(file)!r} cannot be used: {errors[0].examples[0]}"
+            )
+        if self.report.doubts:
+            warnings.warn(
+                f"taken as it stands of {str(file)!r}: {in_line(self.report.doubts)}; `batchfree "
+                "data check` lists more",
+                stacklevel=3,
             )
         if not errors:
             return

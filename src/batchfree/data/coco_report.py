@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Effect = Literal["file", "image", "annotation", "cleaned"]
+Effect = Literal["file", "image", "annotation", "doubtful", "cleaned"]
 
 EXAMPLES = 5
 
@@ -15,27 +16,35 @@ KINDS: dict[str, tuple[Effect, str]] = {
     "bad_json": ("file", "the file is no COCO annotation file"),
     "bad_category": ("annotation", "categories without a whole-numbered id and a name"),
     "duplicate_category": ("annotation", "category ids given more than once"),
-    "bad_image": ("image", "images without id, file name, height or width"),
+    "duplicate_name": ("doubtful", "names that several categories share"),
+    "bad_image": ("image", "images whose id, file name, height or width is missing or wrong"),
     "duplicate_image": ("image", "image ids given more than once"),
     "unsafe_path": ("image", "file names that lead out of the image folder"),
     "missing_image": ("image", "images that are not in the image folder"),
     "corrupt_image": ("image", "image files that cannot be read"),
     "image_size": ("image", "image files of another size than the annotation file says"),
-    "bad_annotation": ("annotation", "annotations without id, image or category, or odd iscrowd"),
+    "orientation": ("doubtful", "images whose size does not tell whether EXIF turns them"),
+    "bad_annotation": (
+        "annotation",
+        "annotations whose id, image, category or iscrowd is missing or wrong",
+    ),
     "duplicate_annotation": ("annotation", "annotation ids given more than once"),
     "unknown_image": ("annotation", "annotations of images that are not listed"),
     "unknown_category": ("annotation", "annotations of categories that are not listed"),
     "bad_box": ("annotation", "boxes that are not four finite numbers"),
     "no_segmentation": ("annotation", "annotations without a segmentation"),
     "bad_segmentation": ("annotation", "segmentations that cannot be drawn"),
+    "box_off_mask": ("doubtful", "boxes that do not fit their mask"),
+    "empty_mask": ("cleaned", "masks without a pixel in their image"),
     "zero_area": ("cleaned", "boxes or areas of zero or less"),
     "box_outside": ("cleaned", "boxes that reach outside their image"),
 }
 """Every kind of finding: what it costs where bad entries are skipped, and what it is.
 
-`file`: nothing of the file can be used. `image`, `annotation`: that one is left out. `cleaned`: the
-data set always puts it right, by clipping a box or leaving out an empty one, so that it is no error
-for training.
+`file`: nothing of the file can be used. `image`, `annotation`: that one is left out. `doubtful`: it
+is used as it stands, with a warning, since nothing shows which of two readings is meant. `cleaned`:
+the data set always puts it right, by clipping a box or leaving out an empty one, so that it is no
+error for training.
 """
 
 
@@ -55,13 +64,18 @@ class Finding:
 
     @property
     def effect(self) -> Effect:
-        """What it costs: `file`, `image`, `annotation` or `cleaned`."""
+        """What it costs: a value of `Effect`."""
         return KINDS[self.kind][0]
 
     @property
     def description(self) -> str:
         """The kind in words."""
         return KINDS[self.kind][1]
+
+
+def in_line(findings: Iterable[Finding]) -> str:
+    """Findings in one line, with an example each."""
+    return "; ".join(f"{f.count} {f.description} ({f.examples[0]})" for f in findings)
 
 
 @dataclass(frozen=True)
@@ -95,12 +109,17 @@ class FileReport:
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """The findings that the data set does not put right by itself."""
-        return tuple(f for f in self.findings if f.effect != "cleaned")
+        """The findings of what cannot be used."""
+        return tuple(f for f in self.findings if f.effect not in ("doubtful", "cleaned"))
+
+    @property
+    def doubts(self) -> tuple[Finding, ...]:
+        """The findings of what is used as it stands, though it may be wrong."""
+        return tuple(f for f in self.findings if f.effect == "doubtful")
 
     def summary(self) -> str:
         """The errors in one line, with an example each."""
-        return "; ".join(f"{f.count} {f.description} ({f.examples[0]})" for f in self.errors)
+        return in_line(self.errors)
 
 
 @dataclass(frozen=True)

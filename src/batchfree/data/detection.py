@@ -49,6 +49,18 @@ class Categories:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def unique_names(self) -> tuple[str, ...]:
+        """The names, with the id behind those that several categories share: `cat (id 3)`."""
+        shared = len(set(self.names)) < len(self.names)
+        out = tuple(
+            f"{name} (id {id})" if shared and self.names.count(name) > 1 else name
+            for id, name in zip(self.ids, self.names, strict=True)
+        )
+        if len(set(out)) < len(out):  # a category is called `cat (id 3)`
+            out = tuple(f"{n} (id {i})" for i, n in zip(self.ids, self.names, strict=True))
+        return out
+
     def label(self, category_id: int) -> int:
         """The label, 1 to K, of a category id."""
         if category_id not in self.ids:
@@ -205,12 +217,20 @@ def detection_transform(
         sides = [int(s) for s in short_sides]
         if not sides or min(sides) < 1:
             raise ValueError(f"short_sides must be positive numbers of pixels, got {sides}")
-        steps.append(v2.RandomShortestSize(sides, max_size=max_size, antialias=True))
+        steps.append(_ShortestSize(sides, max_size=max_size, antialias=True))
     if not 0 <= flip <= 1:
         raise ValueError(f"flip must be a probability, 0 to 1, got {flip}")
     if flip:
         steps.append(v2.RandomHorizontalFlip(flip))
     return v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True)])
+
+
+class _ShortestSize(v2.RandomShortestSize):
+    """torchvision's, which rounds the shorter side of a very thin image down to no pixel."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        params: dict[str, Any] = super().make_params(flat_inputs)
+        return params | {"size": tuple(max(1, side) for side in params["size"])}
 
 
 def detection_collate(batch: Sequence[Item]) -> tuple[list[Tensor], list[Target]]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -15,6 +14,7 @@ from torchvision.transforms import v2
 
 from batchfree._checks import check_choice
 from batchfree._errors import DataError
+from batchfree.data.image_files import load_image
 
 FolderSplit = Literal["train", "val"]
 
@@ -187,18 +187,3 @@ def _check_classes(folder: Path, found: Sequence[str], expected: Sequence[str]) 
 def _few(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(repr(n) for n in names[:3]) + more
-
-
-def load_image(path: Path) -> Any:
-    """The image as a PIL image in RGB.
-
-    Raises:
-        DataError: it cannot be read; the message names the file and the remedy.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except Exception as e:  # PIL's decoders raise whatever a damaged file leads them to
-        raise DataError(
-            f"the image {str(path)!r} cannot be read ({e}); replace or remove the file"
-        ) from e

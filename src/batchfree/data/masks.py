@@ -16,6 +16,7 @@ from torch import Tensor
 
 # A longer edge is a mistake, and drawing it takes memory by its length.
 _FARTHEST = 1e5
+_RADIUS = 1.0  # pixels: a disc of more than the root of a half has a pixel's centre in it
 
 
 def encode(masks: Tensor) -> list[dict[str, Any]]:
@@ -101,7 +102,7 @@ def _problem_of_runs(runs: Mapping[Any, Any], height: int, width: int) -> str | 
         return "a run-length encoding without its size and counts"
     if size != [height, width]:
         return (
-            f"a run-length encoding of {size[0]} x {size[1]} pixels for an image of "
+            f"a run-length encoding of {size[0]!r} x {size[1]!r} pixels for an image of "
             f"{height} x {width}"
         )
     if isinstance(counts, list):
@@ -115,6 +116,66 @@ def _problem_of_runs(runs: Mapping[Any, Any], height: int, width: int) -> str | 
     except (ValueError, RuntimeError, UnicodeError) as e:
         return f"a run-length encoding that cannot be read ({str(e).splitlines()[0]})"
     return None
+
+
+def has_pixel(segmentation: Any, height: int, width: int) -> bool:
+    """Whether a segmentation that `problem` finds nothing wrong with has a pixel in its image.
+
+    Example:
+        >>> has_pixel([[1, 1, 5, 1, 5, 5]], 8, 8), has_pixel([[1, 1, 1, 1, 1, 1]], 8, 8)
+        (True, False)
+    """
+    if isinstance(segmentation, Mapping):
+        counts = segmentation["counts"]
+        if isinstance(counts, list):
+            return any(counts[1::2])
+    elif any(_holds_disc(polygon, height, width) for polygon in segmentation):
+        return True
+    return area(segmentation, height, width) > 0
+
+
+def _holds_disc(polygon: list[float], height: int, width: int) -> bool:
+    """Whether a polygon lies in the image and is so thick that it must cover a pixel.
+
+    A simple polygon of area A and perimeter P holds a disc of radius A / P: a tenth of the cost of
+    drawing it, which is left for the thin ones.
+    """
+    xs, ys = polygon[0::2], polygon[1::2]
+    if min(xs) < 0 or min(ys) < 0 or max(xs) > width or max(ys) > height:
+        return False
+    twice_area = perimeter = 0.0
+    x, y = xs[-1], ys[-1]
+    for next_x, next_y in zip(xs, ys, strict=True):
+        twice_area += x * next_y - next_x * y
+        perimeter += abs(next_x - x) + abs(next_y - y)  # at least the length
+        x, y = next_x, next_y
+    return abs(twice_area) > 2 * _RADIUS * perimeter
+
+
+def extent(segmentation: Any, height: int, width: int) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of what a segmentation covers of its image, pixels.
+
+    Example:
+        >>> extent([[-2, 1, 5, 1, 5, 9]], 8, 8)
+        (0, 1, 5, 8)
+        >>> extent({"size": [2, 3], "counts": [2, 2, 2]}, 2, 3)
+        (1.0, 0.0, 2.0, 2.0)
+    """
+    if isinstance(segmentation, Mapping):
+        left, top, across, down = map(
+            float, mask_api.toBbox(run_lengths(segmentation, height, width))
+        )
+        return left, top, left + across, top + down
+    left = min(min(polygon[0::2]) for polygon in segmentation)
+    top = min(min(polygon[1::2]) for polygon in segmentation)
+    right = max(max(polygon[0::2]) for polygon in segmentation)
+    bottom = max(max(polygon[1::2]) for polygon in segmentation)
+    return (
+        min(max(left, 0), width),
+        min(max(top, 0), height),
+        min(max(right, 0), width),
+        min(max(bottom, 0), height),
+    )
 
 
 def mask_areas(masks: Tensor) -> Tensor:

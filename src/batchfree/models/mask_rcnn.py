@@ -23,6 +23,7 @@ from batchfree._checks import check_choice
 from batchfree.models.cascade import CascadeRoIHeads
 from batchfree.models.detection_c4 import c4_parts
 from batchfree.models.detection_init import Initialization, initialize
+from batchfree.models.detection_transform import DetectionTransform
 from batchfree.models.resnet import build_model
 from batchfree.nn import FrozenBatchNorm, NormLayer, norm_layer
 
@@ -184,6 +185,7 @@ def mask_rcnn(
         **parts,
         **options,
     )
+    model.transform = DetectionTransform.like(model.transform)
     if cascade:
         model.roi_heads = CascadeRoIHeads.from_heads(
             model.roi_heads,

@@ -7,6 +7,8 @@ from batchfree.train.checks import check_groups, check_model_name
 from batchfree.train.config import BaseConfig
 from batchfree.train.detection_config import DetectionConfig
 
+COCO_FILES = ("train_annotations", "val_annotations", "train_images", "val_images")
+
 
 def check_detection(config: BaseConfig) -> None:
     """Raises unless the values of a detection config fit each other.
@@ -24,10 +26,18 @@ def check_detection(config: BaseConfig) -> None:
             "model.num_groups and model.channels_per_group are of norm 'gn', which no part has: "
             "set them to null"
         )
-    if data.kind == "coco" and data.root is None:
+    named = {n: getattr(data, n) for n in COCO_FILES if getattr(data, n) is not None}
+    if data.kind == "coco" and data.root is None and not {*COCO_FILES[:2]} <= set(named):
         raise ConfigError(
             "data.root is missing: name the folder that holds annotations/ and the images, "
-            "--data.root FOLDER"
+            "--data.root FOLDER, or both annotation files, --data.train_annotations FILE "
+            "--data.val_annotations FILE"
+        )
+    if data.kind != "coco" and named:
+        name, value = next(iter(named.items()))
+        raise ConfigError(
+            f"data.{name}={value!r} is of data.kind 'coco', this is {data.kind!r}: set it to null, "
+            "or take the other kind"
         )
     if not 0 <= data.flip <= 1:
         raise ConfigError(f"data.flip must be a probability, 0 to 1, got {data.flip}")

@@ -96,16 +96,22 @@ class DetectionDataConfig:
 
     Attributes:
         kind: the embedded digit `scenes`, or a set in `coco`'s format.
-        root: the folder of a COCO set: root/train2017, root/annotations.
+        root: the folder of a COCO set, such as root/annotations and root/train2017; where both
+            annotation files are named below it may be None.
         train_split: the split that is trained on, by the name in its files.
         val_split: the split that is evaluated on.
+        train_annotations: the annotation file of the training split where it goes by another name:
+            a path, from here or in root.
+        train_images: its image folder, likewise.
+        val_annotations: as train_annotations, of the split that is evaluated on.
+        val_images: likewise.
         size: side of the embedded scenes, pixels, 128 to 256.
         train_samples: scenes in an epoch.
         val_samples: images of an evaluation; None takes all.
         flip: probability of a horizontal flip in training.
         on_bad: what a damaged annotation or image does: `stop` the run, or `skip` it.
         image_check: how far images are checked before the training: that they `exist`, their
-            `size`, or all of them to the end, `decode`.
+            `size`, or all of them to the end, `decode`: then none can stop the training later.
         eval_batch_size: images per validation step and device.
         workers: processes per device that load images; 0 loads in the training process.
     """
@@ -114,12 +120,16 @@ class DetectionDataConfig:
     root: str | None = None
     train_split: str = "train"
     val_split: str = "val"
+    train_annotations: str | None = None
+    train_images: str | None = None
+    val_annotations: str | None = None
+    val_images: str | None = None
     size: int = 128
     train_samples: int = 20_000
     val_samples: int | None = None
     flip: float = 0.0
     on_bad: Literal["stop", "skip"] = "stop"
-    image_check: Literal["exist", "size", "decode"] = "exist"
+    image_check: Literal["exist", "size", "decode"] = "decode"
     eval_batch_size: int = 1
     workers: int = 0
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
-from batchfree._errors import ConfigError
+from batchfree._errors import ConfigError, DataError
 from batchfree.data.detection import DetectionSet, detection_transform
 from batchfree.data.detection_batches import (
     AspectRatioBatches,
@@ -18,6 +20,8 @@ from batchfree.data.detection_batches import (
 )
 from batchfree.train.detection_config import DetectionConfig, DetectionDataConfig
 from batchfree.train.loaders import StepLoader
+
+_TELL_EVERY = 10  # seconds
 
 
 @dataclass
@@ -66,20 +70,64 @@ def build_detection_data(
         except ValueError as e:
             raise ConfigError(f"data: {e}") from e
     else:
-        from batchfree.data.coco import CocoDataset
-
-        assert config.root is not None  # `validate` has seen to it
-        faults: Any = {"on_bad": config.on_bad, "image_check": config.image_check}
-        if train:
-            training = CocoDataset(config.root, config.train_split, transforms=transform, **faults)
-        validation = CocoDataset(
-            config.root,
-            config.val_split,
-            categories=training.categories if training else None,
-            **faults,
-        )
+        training, validation = _coco(config, train, transform)
     limit = config.val_samples or len(validation)
     return DetectionData(training, validation, min(limit, len(validation)))
+
+
+def _coco(
+    config: DetectionDataConfig, train: bool, transform: Any
+) -> tuple[DetectionSet | None, DetectionSet]:
+    from batchfree.data.coco import CocoDataset
+
+    options: Any = {
+        "on_bad": config.on_bad,
+        "image_check": config.image_check,
+        "progress": _told_slowly(),
+    }
+    training = None
+    if train:
+        training = CocoDataset(
+            config.root,
+            config.train_split,
+            annotations=config.train_annotations,
+            images=config.train_images,
+            transforms=transform,
+            **options,
+        )
+    validation = CocoDataset(
+        config.root,
+        config.val_split,
+        annotations=config.val_annotations,
+        images=config.val_images,
+        categories=training.categories if training else None,
+        **options,
+    )
+    same = training and training.report.annotation_file == validation.report.annotation_file
+    if same and (config.train_annotations is None or config.val_annotations is None):
+        raise DataError(
+            f"{str(validation.report.annotation_file)!r} is all there is, to train and to evaluate "
+            "on: name another, --data.val_annotations FILE; or name it as both "
+            "data.train_annotations and data.val_annotations, to evaluate on what is trained on"
+        )
+    return training, validation
+
+
+def _told_slowly() -> Callable[[int, int], None]:
+    """Says how far a check of images is, every ten seconds: COCO's takes minutes on few cores."""
+    last = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _TELL_EVERY:
+            last = time.monotonic()
+            print(
+                f"checking image files: {done:,} of {total:,} (data.image_check)",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    return progress
 
 
 class DetectionLoader(StepLoader):

@@ -12,16 +12,15 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor
 
 from batchfree._checks import check_choice
+from batchfree._errors import DataError
 from batchfree._files import write_atomically
 from batchfree.data.coco import read_annotations
 from batchfree.data.detection import Categories, DetectionSet
 from batchfree.data.masks import encode
-
-IouType = Literal["bbox", "segm"]
+from batchfree.train.detection_comparison import IouType, compare
 
 FIGURES = (
     *("AP", "AP50", "AP75", "APs", "APm", "APl"),
@@ -54,7 +53,7 @@ class CocoEvaluator:
 
     Raises:
         ValueError: an unknown IoU type, or masks to be compared with a ground truth without.
-        DataError: an annotation file that cannot be read.
+        DataError: an annotation file that cannot be read, ids that are no whole numbers.
 
     Example:
         >>> from batchfree.data.scenes import DigitScenes
@@ -81,11 +80,7 @@ class CocoEvaluator:
         else:
             content = ground_truth
         self.iou_types = tuple(iou_types)
-        self._images: list[dict[str, Any]] = list(content["images"])
-        # Ids from 1 on: the library takes 0 for "unmatched".
-        self._annotations = [
-            {"iscrowd": 0} | a | {"id": k} for k, a in enumerate(content["annotations"], start=1)
-        ]
+        self._annotations = list(content["annotations"])
         if "segm" in iou_types and not all(a.get("segmentation") for a in self._annotations):
             raise ValueError(
                 "the ground truth has annotations without a segmentation, so masks cannot be "
@@ -93,7 +88,12 @@ class CocoEvaluator:
             )
         names = {c["id"]: str(c["name"]) for c in content["categories"]}
         self.categories = Categories(tuple(sorted(names)), tuple(names[i] for i in sorted(names)))
-        self._sizes = {r["id"]: (r["height"], r["width"]) for r in self._images}
+        self._sizes = {r["id"]: (r["height"], r["width"]) for r in content["images"]}
+        if odd := [i for i in (*self._sizes, *names) if not isinstance(i, int)]:
+            raise DataError(
+                f"ids of images and categories must be whole numbers, got {odd[0]!r}; mend the "
+                "file (batchfree data check)"
+            )
         self._found: dict[int, _Seen] = {}
         self._evaluated: dict[tuple[str, str], Any] | None = None
 
@@ -174,7 +174,8 @@ class CocoEvaluator:
     def per_category(self, images: Literal["all", "seen"] = "all") -> dict[str, dict[str, float]]:
         """AP of each category for each IoU type, percent: `{"box": {"car": ...}, "mask": ...}`.
 
-        NaN where the ground truth holds none of the category.
+        A name that several categories share is followed by the id: `car (id 3)`. NaN where the
+        ground truth holds none of the category.
         """
         out = {}
         for kind, run in self._runs(images).items():
@@ -183,7 +184,7 @@ class CocoEvaluator:
             values = [p[p > -1] for p in np.moveaxis(precision, 2, 0)]
             out[PREFIX[kind]] = {
                 name: _percent(v.mean() if v.size else -1.0)
-                for name, v in zip(self.categories.names, values, strict=True)
+                for name, v in zip(self.categories.unique_names, values, strict=True)
             }
         return out
 
@@ -270,26 +271,15 @@ class CocoEvaluator:
             )
         for kind in self.iou_types:
             if (images, kind) not in self._evaluated:
-                self._evaluated[images, kind] = self._run(kind, images)
+                self._evaluated[images, kind] = compare(
+                    kind,
+                    self._sizes,
+                    self._annotations,
+                    self.categories,
+                    self.results(kind),
+                    self._found if images == "seen" else self._sizes,
+                )
         return {kind: self._evaluated[images, kind] for kind in self.iou_types}
-
-    def _run(self, kind: IouType, images: str) -> Any:
-        # Copies: the library writes into the records it is given.
-        truth = COCO(
-            {
-                "images": self._images,
-                "annotations": [dict(a) for a in self._annotations],
-                "categories": [
-                    {"id": id, "name": name}
-                    for id, name in zip(self.categories.ids, self.categories.names, strict=True)
-                ],
-            }
-        )
-        run = COCOeval_faster(truth, truth.loadRes(self.results(kind)), kind)
-        if images == "seen":
-            run.params.imgIds = sorted(self._found)
-        run.run()
-        return run
 
 
 def _solid(masks: Tensor, size: tuple[int, int]) -> Tensor:

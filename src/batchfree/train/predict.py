@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
@@ -21,6 +21,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from batchfree._errors import DataError
 from batchfree._files import write_atomically
 from batchfree.data.detection import Categories
+from batchfree.data.image_files import load_upright
 from batchfree.data.masks import encode
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
@@ -100,11 +101,7 @@ def read_image(path: Path) -> Tensor:
     Raises:
         DataError: it cannot be decoded.
     """
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except Exception as e:  # PIL's decoders raise whatever a damaged file leads them to
-        raise DataError(f"{path} cannot be decoded as an image: {e}") from e
+    pixels = np.array(load_upright(path))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
