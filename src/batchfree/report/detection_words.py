@@ -59,7 +59,7 @@ CLAIMS = {
         ),
         Claim(
             ("ln", "ln", SCRATCH), ("gn", "gn", SCRATCH), "LN", "GN",
-            "loses 1.9 with LN, fine-tuned",
+            "loses 1.9 with LN on C4, fine-tuned",
         ),
         Claim(
             ("none", "none", SCRATCH), ("gn", "gn", SCRATCH), "No norm", "GN", "has no such number",
