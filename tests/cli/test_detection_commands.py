@@ -224,12 +224,27 @@ def test_what_cannot_be_predicted_is_one_line(
     assert err.count("\n") == 1
 
 
-def test_an_image_that_fails_alone_leaves_no_results(capsys, tmp_path, trained):
+def test_a_thin_image_is_seen(capsys, tmp_path, trained):
     Image.new("RGB", (2000, 3)).save(tmp_path / "thin.png")
     model, out = str(trained / "model.safetensors"), tmp_path / "out"
-    code, said, err = run(capsys, "predict", model, str(tmp_path / "thin.png"), "-o", str(out))
+    code, _, err = run(capsys, "predict", model, str(tmp_path / "thin.png"), "-o", str(out))
+    assert (code, err) == (0, "")
+    (listed,) = json.loads((out / "images.json").read_text())["images"]
+    assert (listed["width"], listed["height"]) == (2000, 3)
+
+
+def test_an_image_that_fails_alone_leaves_no_results(capsys, tmp_path, trained, monkeypatch):
+    from batchfree.train import predict as module
+
+    def fail(*_):
+        raise RuntimeError("not enough memory")
+
+    monkeypatch.setattr(module, "_see", fail)
+    Image.new("RGB", (20, 30)).save(tmp_path / "large.png")
+    model, out = str(trained / "model.safetensors"), tmp_path / "out"
+    code, said, err = run(capsys, "predict", model, str(tmp_path / "large.png"), "-o", str(out))
     assert (code, said) == (1, "")
-    assert "thin.png: the network fails at its 2000 x 3 pixels" in err
+    assert "large.png: the network fails at its 20 x 30 pixels (not enough memory)" in err
     assert "no image of 1 could be predicted: nothing is written" in err
     assert not list(out.iterdir())
 

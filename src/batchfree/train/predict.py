@@ -179,8 +179,8 @@ def _failure(path: Path, image: Tensor, error: Exception) -> str:
     height, width = image.shape[1:]
     said = " ".join(str(error).split()) or type(error).__name__
     return (
-        f"{path}: the network fails at its {width} x {height} pixels ({said}); an image so narrow "
-        "that scaling leaves nothing of it, or too large for the memory, is to be cropped or scaled"
+        f"{path}: the network fails at its {width} x {height} pixels ({said}); where the memory "
+        "does not do, scale the image down"
     )
 
 
