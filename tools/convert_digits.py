@@ -8,7 +8,7 @@ Trained weights stay in --runs and rows are written as they come, so an interrup
 from __future__ import annotations
 
 import argparse
-import csv
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 import batchfree
 from batchfree.data import DigitsInTheWild
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tables import Table
 
 STEPS, BATCH, RATE = 2000, 32, 0.1
 SEEDS = (0, 1, 2)
@@ -179,14 +182,7 @@ def main() -> None:
     torch.set_num_threads(1)
     digits = DigitsInTheWild("test")
     test = digits.batch(range(len(digits)))
-    done = set()
-    if options.output.exists():
-        with options.output.open() as file:
-            done = {key_of(row) for row in csv.DictReader(file)}
-    else:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        with options.output.open("w", newline="") as file:
-            csv.DictWriter(file, FIELDS).writeheader()
+    table = Table(options.output, FIELDS, keys=5)
     for phase in range(3):
         for seed in SEEDS:
             for name in options.only:
@@ -195,22 +191,17 @@ def main() -> None:
                 net = trained(name, seed, options.runs)
                 base = None
                 for method, groups, anchor in conversions(phase):
-                    row = {"architecture": name, "seed": seed, "method": method}
-                    row["groups"] = "default" if groups is None else groups
-                    row["anchor"] = "none" if anchor is None else anchor
-                    if key_of(row) in done:
+                    key = (
+                        *(name, seed, method),
+                        "default" if groups is None else groups,
+                        "none" if anchor is None else anchor,
+                    )
+                    if table.has(*key):
                         continue
                     if base is None:
                         base = round(error_of(net, *test), 3)
-                    row |= {"bn_error": base} | row_of(net, seed, method, groups, anchor, test)
-                    with options.output.open("a", newline="") as file:
-                        csv.DictWriter(file, FIELDS).writerow(row)
-                    print(*row.values(), flush=True)
-
-
-def key_of(row: dict[str, Any]) -> tuple[str, ...]:
-    """What a row is known by."""
-    return tuple(str(row[k]) for k in ("architecture", "seed", "method", "groups", "anchor"))
+                    row = row_of(net, seed, method, groups, anchor, test)
+                    table.add(*key, bn_error=base, **row)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ written as they come; those that the table holds are passed over.
 from __future__ import annotations
 
 import argparse
-import csv
+import sys
 import warnings
 from pathlib import Path
 
@@ -21,6 +21,9 @@ from batchfree._naming import load_weights
 from batchfree.data import DigitsInTheWild
 from batchfree.recipes.digits import digits_converted, digits_small_bn, digits_small_bn_network
 from batchfree.train import fit
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tables import Table
 
 FIELDS = ("seed", "method", "anchor", "bn_error", "converted_error", "fine_tuned_error")
 SOURCE = "batchfree.recipes.digits:digits_small_bn_network"
@@ -36,22 +39,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    done = set()
-    if options.output.exists():
-        with options.output.open() as file:
-            done = {tuple(row[k] for k in FIELDS[:3]) for row in csv.DictReader(file)}
-    else:
-        with options.output.open("w", newline="") as file:
-            csv.DictWriter(file, FIELDS).writeheader()
+    table = Table(options.output, FIELDS, keys=3)
     for seed in range(options.seeds):
         for method, anchor in WAYS + BLENDS:
-            key = (str(seed), method, "none" if anchor is None else str(anchor))
-            if key in done:
-                continue
-            row = dict(zip(FIELDS, key, strict=False)) | errors(options.runs, seed, method, anchor)
-            with options.output.open("a", newline="") as file:
-                csv.DictWriter(file, FIELDS).writerow(row)
-            print(*row.values(), flush=True)
+            key = (seed, method, "none" if anchor is None else anchor)
+            if not table.has(*key):
+                table.add(*key, **errors(options.runs, seed, method, anchor))
 
 
 def errors(runs: Path, seed: int, method: str, anchor: float | None) -> dict[str, float]:

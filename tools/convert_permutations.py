@@ -12,7 +12,6 @@ they come; those that the table holds are passed over.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from batchfree.data import DigitsInTheWild
 
 sys.path.insert(0, str(Path(__file__).parent))
 from convert_digits import SEEDS, error_of, trained
+from tables import Table
 
 ORDERS = ("identity", "random", "similar", "similar-abs", "spread", "spread-abs")
 FIELDS = ("architecture", "seed", "order", "bn_error", "error", "output_error")
@@ -94,18 +94,11 @@ def main() -> None:
     torch.set_num_threads(1)
     digits = DigitsInTheWild("test")
     test = digits.batch(range(len(digits)))
-    done = set()
-    if options.output.exists():
-        with options.output.open() as file:
-            done = {tuple(row[k] for k in FIELDS[:3]) for row in csv.DictReader(file)}
-    else:
-        with options.output.open("w", newline="") as file:
-            csv.DictWriter(file, FIELDS).writeheader()
+    table = Table(options.output, FIELDS, keys=3)
     for seed in SEEDS:
         for architecture in ("basic", "bottleneck", "mobilenet"):
             for order in ORDERS:
-                key = (architecture, str(seed), order)
-                if key in done:
+                if table.has(architecture, seed, order):
                     continue
                 data = DigitsInTheWild("train", num_samples=CALIBRATION + 512, seed=1000 + seed)
                 x = data.batch(range(CALIBRATION + 512))[0]
@@ -113,14 +106,12 @@ def main() -> None:
                 result = batchfree.convert(
                     net, x[:CALIBRATION], held_out=x[CALIBRATION:], chunk=CALIBRATION
                 )
-                row = dict(zip(FIELDS, key, strict=False)) | {
-                    "bn_error": round(error_of(net, *test), 3),
-                    "error": round(error_of(result.model.eval(), *test), 3),
-                    "output_error": round(result.report.output_error or 0.0, 4),
-                }
-                with options.output.open("a", newline="") as file:
-                    csv.DictWriter(file, FIELDS).writerow(row)
-                print(*row.values(), flush=True)
+                table.add(
+                    *(architecture, seed, order),
+                    bn_error=round(error_of(net, *test), 3),
+                    error=round(error_of(result.model.eval(), *test), 3),
+                    output_error=round(result.report.output_error or 0.0, 4),
+                )
 
 
 if __name__ == "__main__":
