@@ -33,7 +33,7 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_batch_norm_and_nothing_else(name):
-    from batchfree.cli.model import load_model
+    from batchfree._naming import load_model
 
     torch.manual_seed(0)
     model = load_model(name)

@@ -6,7 +6,7 @@ from command_line import run
 from PIL import Image
 from torch import nn
 
-from batchfree.cli.model import load_model
+from batchfree._naming import load_model
 
 
 def clean():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from batchfree.audit.report import AuditReport
 from batchfree.audit.runs import MODES, Forward, Runs, call_model
 from batchfree.audit.state import left_as_found
 from batchfree.audit.tree import batch_size, take, tensors
+from batchfree.audit.wrapping import copied, unwrapped
 from batchfree.nn import Groups
 
 
@@ -84,7 +84,7 @@ def audit(
     """
     for mode in modes:
         check_choice(mode, MODES, "a mode")
-    model = _unwrapped(model)
+    model = unwrapped(model)
     batch = measures.padded_images(sample_batch) or sample_batch
     size = _check_batch(batch)
     if labels is not None and len(labels) != size:
@@ -165,29 +165,13 @@ def assert_batch_independent(
         )
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    while isinstance(model, parallel) or hasattr(model, "_orig_mod"):
-        inner: Any = model.module if isinstance(model, parallel) else model._orig_mod
-        model = inner
-    return model
-
-
 def _initialised(model: nn.Module, batch: Any, forward: Forward) -> nn.Module:
     """The model, or where it is lazy a copy of it that has seen the batch once."""
     if not any(isinstance(p, nn.UninitializedParameter) for p in model.parameters()) and not any(
         isinstance(b, nn.UninitializedBuffer) for b in model.buffers()
     ):
         return model
-    # UninitializedBuffer cannot be copied by itself.
-    known = {
-        id(b): nn.UninitializedBuffer(device=b.device, dtype=b.dtype)  # type: ignore[call-arg]
-        for b in model.buffers()
-        if isinstance(b, nn.UninitializedBuffer)
-    }
-    model = copy.deepcopy(model, known)
+    model = copied(model)
     training = model.training
     with torch.no_grad():
         forward(model.eval(), batch)

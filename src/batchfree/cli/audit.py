@@ -57,9 +57,9 @@ def audit(args: list[str]) -> int:
         raise ConfigError("batchfree audit: give --input N,C,H,W or --data DIR, one of them")
     import torch
 
+    from batchfree._naming import load_model
     from batchfree.audit import audit as run
     from batchfree.audit.text import table
-    from batchfree.cli.model import load_model
 
     if options.threads is not None:
         if options.threads < 1:

@@ -25,8 +25,8 @@ def convert(args: list[str]) -> int:
     method, groups, anchor = _choices(options)
     import torch
 
+    from batchfree._naming import load_model
     from batchfree.cli.audit import ERASE, StageProgress, show
-    from batchfree.cli.model import load_model
     from batchfree.convert import ConversionPlan, plan_conversion
     from batchfree.convert import convert as run
     from batchfree.convert.text import plan_table, report_table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from batchfree._errors import ConfigError
+from batchfree.audit import wrapping
 from batchfree.convert.batches import Forward, run
 from batchfree.convert.kinds import is_uninitialised
 
@@ -20,12 +20,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     Raises:
         ConfigError: it is no module, or a scripted one.
     """
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    while isinstance(model, parallel) or hasattr(model, "_orig_mod"):
-        inner: Any = model.module if isinstance(model, parallel) else model._orig_mod
-        model = inner
+    model = wrapping.unwrapped(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise ConfigError(
             "a torch.jit module cannot be rewritten; convert the model before scripting"
@@ -39,14 +34,8 @@ def copied(model: nn.Module) -> nn.Module:
     Raises:
         ConfigError: it holds something that cannot be copied.
     """
-    # UninitializedBuffer cannot be copied by itself.
-    known = {
-        id(b): nn.UninitializedBuffer(device=b.device, dtype=b.dtype)  # type: ignore[call-arg]
-        for b in model.buffers()
-        if isinstance(b, nn.UninitializedBuffer)
-    }
     try:
-        return copy.deepcopy(model, known)
+        return wrapping.copied(model)
     except (RuntimeError, TypeError) as error:
         first = str(error).splitlines()[0]
         raise ConfigError(
