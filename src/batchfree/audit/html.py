@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from batchfree.audit.findings import percent
-from batchfree.audit.page import Html, code, document, maybe, table
+from batchfree.audit.page import Html, code, document, log_axis, maybe, table
 from batchfree.audit.report import AuditReport, Layer, Mode, SweepPoint
 from batchfree.audit.text import grouped, headline, place
 
@@ -148,31 +148,21 @@ def _sweep(report: AuditReport) -> str:
 
 def _curve(points: Sequence[SweepPoint], tolerance: float) -> str:
     width, height, left, bottom = 520, 240, 60, 36
-    values = [max(p.output or 0.0, 1e-6) for p in points] + [tolerance]
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    high = max(high, low + 1)
+    values = [max(p.output or 0.0, 1e-6) for p in points]
+    limit_at = max(tolerance, 1e-6)
+    y, grid = log_axis([*values, limit_at], left, width, height - bottom)
 
     def x(i: int) -> float:
         return left + 30 + i * (width - left - 60) / max(len(points) - 1, 1)
 
-    def y(value: float) -> float:
-        part = (math.log10(max(value, 1e-6)) - low) / (high - low)
-        return (height - bottom) - part * (height - bottom - 14)
-
-    grid = "".join(
-        f'<line x1="{left}" x2="{width}" y1="{y(10.0**e):.1f}" y2="{y(10.0**e):.1f}" '
-        f'stroke="var(--line)"/><text x="{left - 8}" y="{y(10.0**e) + 4:.1f}" '
-        f'text-anchor="end">{100 * 10.0**e:g}%</text>'
-        for e in range(low, high + 1)
-    )
-    path = " ".join(f"{x(i):.1f},{y(p.output or 0.0):.1f}" for i, p in enumerate(points))
+    path = " ".join(f"{x(i):.1f},{y(v):.1f}" for i, v in enumerate(values))
     dots = "".join(
-        f'<circle cx="{x(i):.1f}" cy="{y(p.output or 0.0):.1f}" r="4" fill="rgb(var(--heat))"/>'
+        f'<circle cx="{x(i):.1f}" cy="{y(v):.1f}" r="4" fill="rgb(var(--heat))"/>'
         f'<text x="{x(i):.1f}" y="{height - 14}" text-anchor="middle">{p.size}</text>'
-        for i, p in enumerate(points)
+        for i, (p, v) in enumerate(zip(points, values, strict=True))
     )
     limit = (
-        f'<line x1="{left}" x2="{width}" y1="{y(tolerance):.1f}" y2="{y(tolerance):.1f}" '
+        f'<line x1="{left}" x2="{width}" y1="{y(limit_at):.1f}" y2="{y(limit_at):.1f}" '
         'stroke="var(--green)" stroke-dasharray="6 4"/>'
     )
     return (

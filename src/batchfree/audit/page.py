@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 from batchfree.audit.findings import percent
@@ -103,6 +103,34 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]], sortable: bool
         f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def log_axis(
+    values: Sequence[float], left: int, width: int, floor: int
+) -> tuple[Callable[[float], float], str]:
+    """A logarithmic axis of whole decades around positive values, for an SVG.
+
+    Args:
+        values: what has to fit.
+        left, width: where its lines begin and end, in pixels.
+        floor: the lowest decade's y.
+
+    Returns:
+        The y of a value, and the lines with their labels in percent.
+    """
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    high = max(high, low + 1)
+
+    def y(value: float) -> float:
+        return floor - (math.log10(value) - low) / (high - low) * (floor - 14)
+
+    grid = "".join(
+        f'<line x1="{left}" x2="{width}" y1="{y(10.0**e):.1f}" y2="{y(10.0**e):.1f}" '
+        f'stroke="var(--line)"/><text x="{left - 8}" y="{y(10.0**e) + 4:.1f}" '
+        f'text-anchor="end">{100 * 10.0**e:g}%</text>'
+        for e in range(low, high + 1)
+    )
+    return y, grid
 
 
 def _class(numeric: bool) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from batchfree.audit.page import code, document, maybe, table
+from batchfree.audit.page import code, document, log_axis, maybe, table
 from batchfree.convert.report import ConversionReport, LayerDrift
 from batchfree.convert.text import report_cost, report_headline
 
@@ -77,22 +77,11 @@ def _curve(layers: Sequence[LayerDrift]) -> str:
         return ""
     width, height, left, bottom = 680, 240, 60, 24
     values = [max(error, 1e-6) for _, error in points]
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    high = max(high, low + 1)
+    y, grid = log_axis(values, left, width, height - bottom)
 
     def x(i: int) -> float:
         return left + 12 + i * (width - left - 24) / max(len(points) - 1, 1)
 
-    def y(value: float) -> float:
-        part = (math.log10(value) - low) / (high - low)
-        return (height - bottom) - part * (height - bottom - 14)
-
-    grid = "".join(
-        f'<line x1="{left}" x2="{width}" y1="{y(10.0**e):.1f}" y2="{y(10.0**e):.1f}" '
-        f'stroke="var(--line)"/><text x="{left - 8}" y="{y(10.0**e) + 4:.1f}" '
-        f'text-anchor="end">{100 * 10.0**e:g}%</text>'
-        for e in range(low, high + 1)
-    )
     path = " ".join(f"{x(i):.1f},{y(v):.1f}" for i, v in enumerate(values))
     dots = "".join(
         f'<circle cx="{x(i):.1f}" cy="{y(v):.1f}" r="3" fill="rgb(var(--heat))">'
