@@ -113,7 +113,7 @@ def audit_one(name: str) -> dict[str, object]:
     import torch
 
     import batchfree
-    from batchfree.cli.model import load_model
+    from batchfree._naming import load_model
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
