@@ -29,8 +29,10 @@ FIELDS = (
 # timm architectures: the lightest of each of its modules by their names, then the next, and so on.
 TIMM = 170
 LIGHT = ("test_", "atto", "femto", "pico", "nano", "micro", "mini", "tiny", "small", "_xxs", "_xs")
-HEAVY = ("base", "large", "huge", "giant", "gigantic", "enormous", "so400m", "so150m", "_xl", "xxl")
-HEAVY += ("1b", "3b", "2b", "_l_", "_h_", "_g_", "384", "448", "512", "_b36", "_m48", "_c64")
+HEAVY = (
+    *("base", "large", "huge", "giant", "gigantic", "enormous", "so400m", "so150m", "_xl", "xxl"),
+    *("1b", "3b", "2b", "_l_", "_h_", "_g_", "384", "448", "512", "_b36", "_m48", "_c64"),
+)
 
 
 def main() -> None:

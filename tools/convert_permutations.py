@@ -38,8 +38,8 @@ class Permuted(nn.Module):
     def __init__(self, norm: nn.BatchNorm2d, order: Tensor) -> None:
         super().__init__()
         self.norm = norm
-        self.register_buffer("order", order)
-        self.register_buffer("back", torch.argsort(order))
+        self.order = nn.Buffer(order)
+        self.back = nn.Buffer(torch.argsort(order))
         for name in ("weight", "bias", "running_mean", "running_var"):
             tensor = getattr(norm, name)
             tensor.data = tensor.data[order]

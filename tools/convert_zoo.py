@@ -166,7 +166,8 @@ def convert_one(name: str) -> dict[str, object]:
     if "raft" in name:
         batch = (batch, torch.randn(shape))
     output = model(*batch) if isinstance(batch, tuple) else model(batch)
-    loss = sum(t.float().square().mean() for t in tensors(output) if t.is_floating_point())
+    floats = [t.float() for t in tensors(output) if t.is_floating_point()]
+    loss = torch.stack([t.square().mean() for t in floats]).sum()
     loss.backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     finite = all(bool(g.isfinite().all()) for g in gradients) and bool(loss.isfinite())

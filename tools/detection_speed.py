@@ -120,7 +120,7 @@ def scene(options: argparse.Namespace) -> tuple[list[torch.Tensor], list[dict[st
     return [i.to(device) for i in images], moved
 
 
-def torchvisions(size: dict[str, int]) -> nn.Module:
+def torchvisions(size: dict[str, Any]) -> nn.Module:
     """torchvision's, with the frozen norms that it builds around pretrained weights."""
     from torchvision.models import resnet50
     from torchvision.models.detection import MaskRCNN
@@ -131,7 +131,7 @@ def torchvisions(size: dict[str, int]) -> nn.Module:
     return MaskRCNN(_resnet_fpn_extractor(body, 3), 91, **size)
 
 
-def ours_frozen(size: dict[str, int]) -> nn.Module:
+def ours_frozen(size: dict[str, Any]) -> nn.Module:
     """The same network from this package; the same stages train."""
     from batchfree import norm_layer
     from batchfree.models import Norms, mask_rcnn
@@ -142,14 +142,14 @@ def ours_frozen(size: dict[str, int]) -> nn.Module:
     )
 
 
-def ours_gn(size: dict[str, int]) -> nn.Module:
+def ours_gn(size: dict[str, Any]) -> nn.Module:
     """The paper's network: GN everywhere, the 4conv1fc head."""
     from batchfree.models import mask_rcnn
 
     return mask_rcnn("resnet50", 91, freeze_at=2, **size)
 
 
-NETWORKS: dict[str, Callable[[dict[str, int]], nn.Module]] = {
+NETWORKS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "torchvision, frozen BN": torchvisions,
     "ours, frozen BN": ours_frozen,
     "ours, GN, 4conv1fc": ours_gn,
@@ -248,7 +248,8 @@ def write_set(folder: Path, options: argparse.Namespace) -> None:
     (folder / "train2017").mkdir()
     size = (options.width, options.height)
     photos = [Image.fromarray(p).resize(size) for p in load_sample_images().images]
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     generator = np.random.default_rng(0)
     for number in range(1, options.images + 1):
         name = f"{number:012}.jpg"

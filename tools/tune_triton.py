@@ -9,11 +9,14 @@ Device time is that of a CUDA graph over input sets that together exceed the L2 
 import argparse
 import json
 import statistics
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from batchfree.ops.activations import add_and_activate
 from batchfree.ops.fused import CODES, backward_op, forward_op
@@ -44,7 +47,7 @@ APART = dict(resident_forward=0, resident_backward=0, cache=BIG)
 LAGGING = dict(APART, cache=0, lagging=BIG)
 
 
-def tile(tile, warps, steps, stages, **more):
+def tile(tile: int, warps: int, steps: int, stages: int, **more: int) -> dict[str, int]:
     more |= dict(steps_forward=steps, steps_backward=steps)
     return dict(tile=tile, warps=warps, stages=stages, **more)
 
@@ -77,20 +80,20 @@ VARIANTS = {
 }
 
 
-def limits(changes):
+def limits(changes: dict[str, int]) -> None:
     plan.LIMITS = plan.Limits(**changes)
     forward._plan_forward.cache_clear()
     backward._plan_backward.cache_clear()
 
 
-def laid_out(t, layout):
+def laid_out(t: Tensor, layout: str) -> Tensor:
     if layout == "contiguous":
         return t
     last = torch.channels_last if t.dim() == 4 else torch.channels_last_3d
     return t.contiguous(memory_format=last)
 
 
-def device_us(calls, repetitions=12):
+def device_us(calls: list[Callable[[], object]], repetitions: int = 12) -> float:
     """Median microseconds of one of the calls, captured in a graph together."""
     for call in calls[:2]:
         call()
@@ -111,13 +114,20 @@ def device_us(calls, repetitions=12):
 
 
 class Case:
-    def __init__(self, shape, groups, activation, residual, layout):
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        groups: int,
+        activation: str | None,
+        residual: bool,
+        layout: str,
+    ) -> None:
         self.name = f"{shape} {activation} {'+r ' * residual}{layout}"
         numel = torch.Size(shape).numel()
         sets = max(2, min(40, -(-240_000_000 // (numel * 6))))
         self.groups, self.code, self.activation = groups, CODES[activation], activation
 
-        def normal():
+        def normal() -> Tensor:
             return laid_out(torch.randn(shape, device="cuda").bfloat16(), layout)
 
         self.x = [normal() for _ in range(sets)]
@@ -130,10 +140,10 @@ class Case:
             backward=(5 if residual and activation else 3) * numel * 2,
         )
 
-    def forward(self, i):
+    def forward(self, i: int) -> tuple[Tensor, Tensor]:
         return forward_op(self.x[i], self.w, self.b, self.r[i], self.groups, 1e-5, self.code)
 
-    def backward(self, i, y, statistics):
+    def backward(self, i: int, y: Tensor, statistics: Tensor) -> tuple[Tensor, ...]:
         sign = self.activation == "relu" and self.r[i] is not None
         return backward_op(
             self.dy[i],
@@ -149,7 +159,7 @@ class Case:
             13 | (2 if self.r[i] is not None else 0),
         )
 
-    def errors(self):
+    def errors(self) -> dict[str, float]:
         y, statistics = self.forward(0)
         got = (y, *self.backward(0, y, statistics))
         leaves = [t.double().requires_grad_() for t in (self.x[0], self.w, self.b)]
@@ -160,19 +170,20 @@ class Case:
         pairs = dict(y=(got[0], want), dx=(got[1], dx), dw=(got[3], dw), db=(got[4], db))
         return {k: ((a.double() - b).norm() / b.norm()).item() for k, (a, b) in pairs.items()}
 
-    def time(self):
+    def time(self) -> dict[str, float]:
         kept = [self.forward(i) for i in range(len(self.x))]
         several = range(len(self.x))
         return dict(
-            forward=device_us([lambda i=i: self.forward(i) for i in several]),
-            backward=device_us([lambda i=i: self.backward(i, *kept[i]) for i in several]),
+            forward=device_us([partial(self.forward, i) for i in several]),
+            backward=device_us([partial(self.backward, i, *kept[i]) for i in several]),
         )
 
-    def parts(self):
+    def parts(self) -> dict[str, float]:
         """Microseconds of each launch of a forward in pieces, and of a backward."""
-        found, step = {}, launch.Step.__call__
+        found: dict[str, float] = {}
+        step: Any = launch.Step.__call__
 
-        def timed(own, device, *args):
+        def timed(own: Any, device: Any, *args: Any) -> Any:
             if own._kernel.__name__ == "interleaved":  # its counters serve once
                 return step(own, device, *args)
             again = [lambda: step(own, device, *args)] * 4
@@ -182,25 +193,25 @@ class Case:
 
         y, statistics = self.forward(0)
         self.backward(0, y, statistics)
-        launch.Step.__call__ = timed
+        launch.Step.__call__ = timed  # type: ignore[method-assign, assignment]
         self.backward(0, *self.forward(0))
-        launch.Step.__call__ = step
+        launch.Step.__call__ = step  # type: ignore[method-assign]
         return found
 
-    def eager(self):
-        def call(i):
+    def eager(self) -> float:
+        def call(i: int) -> Tensor:
             w, b = self.w.bfloat16(), self.b.bfloat16()
             y = F.group_norm(self.x[i].contiguous(), self.groups, w, b)
             return add_and_activate(y, self.r[i], self.activation)
 
-        return device_us([lambda i=i: call(i) for i in range(len(self.x))])
+        return device_us([partial(call, i) for i in range(len(self.x))])
 
-    def copy(self):
+    def copy(self) -> float:
         out = torch.empty_like(self.x[0])
-        return device_us([lambda t=t: out.copy_(t) for t in self.x])
+        return device_us([partial(out.copy_, t) for t in self.x])
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("output", type=Path)
     parser.add_argument("--shapes")
@@ -208,7 +219,7 @@ def main():
     parser.add_argument("--parts", default="")
     parser.add_argument("--compile-only", action="store_true")
     options = parser.parse_args()
-    chosen = range(len(SHAPES))
+    chosen = list(range(len(SHAPES)))
     if options.shapes:
         chosen = [int(i) for i in options.shapes.split(",")]
     names = options.variants.split(",") if options.variants else list(VARIANTS)
@@ -244,4 +255,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
