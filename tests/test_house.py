@@ -16,7 +16,7 @@ import batchfree
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "batchfree"
 ORDER = [
-    {"_errors", "_checks", "_files", "_naming"},
+    {"_errors", "_checks", "_files", "_weights", "_naming"},
     {"ops"},
     {"nn"},
     {"audit", "convert", "fuse", "models"},

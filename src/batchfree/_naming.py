@@ -7,13 +7,12 @@ import inspect
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import nn
 
 from batchfree._checks import suggest
-from batchfree._errors import ConfigError, DataError
+from batchfree._errors import ConfigError
+from batchfree._weights import read_weights
 
 
 def load_model(name: str, checkpoint: Path | None = None) -> nn.Module:
@@ -106,27 +105,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
         ConfigError: the weights are of another model.
         DataError: the checkpoint is missing, damaged, or holds code.
     """
-    if not path.is_file():
-        raise DataError(f"there is no checkpoint at {str(path)!r}")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except ModuleNotFoundError:
-        raise
-    except Exception as error:
-        raise DataError(
-            f"{path} holds no weights that can be read safely: it is damaged, or more than tensors "
-            f"is pickled in it, which can run code when it is read ({type(error).__name__}); save "
-            "the state_dict, with safetensors or torch.save"
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if isinstance(state, dict) and state and all(str(k).startswith("module.") for k in state):
+    state, _ = read_weights(path)
+    if all(k.startswith("module.") for k in state):
         state = {k.removeprefix("module."): v for k, v in state.items()}  # of DataParallel
     try:
         model.load_state_dict(state)

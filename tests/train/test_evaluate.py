@@ -9,9 +9,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from batchfree import ConfigError, DataError
+from batchfree._weights import METADATA_KEY
 from batchfree.data.detection import Categories
 from batchfree.data.scenes import DigitScenes
-from batchfree.models.conventions import METADATA_KEY
 from batchfree.train import Config, fit
 from batchfree.train.evaluate import evaluate
 

@@ -123,8 +123,9 @@ def _batch(options: argparse.Namespace) -> tuple[Any, list[int] | None]:
 def _images(folder: Path, count: int, size: int) -> tuple[Any, list[int] | None]:
     """The first images of each class in turn, resized, in [0, 1] and standardised as ImageNet's."""
     import torch
-    from PIL import Image
     from torchvision.transforms import v2
+
+    from batchfree.data.image_files import load_image
 
     if count < 2:
         raise ConfigError(f"--batch must be at least 2, got {count}")
@@ -139,12 +140,9 @@ def _images(folder: Path, count: int, size: int) -> tuple[Any, list[int] | None]
             v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
         ]
     )
-    images = []
-    for path, _ in found:
-        with Image.open(path) as image:
-            images.append(transform(image.convert("RGB")))
+    images = torch.stack([transform(load_image(path)) for path, _ in found])
     labels = [label for _, label in found]
-    return torch.stack(images), labels if len(set(labels)) > 1 else None
+    return images, labels if len(set(labels)) > 1 else None
 
 
 def takes_lists(model: Any) -> bool:

@@ -38,18 +38,12 @@ def evaluation_images(folder: Path, count: int, size: int) -> Any:
         DataError: there is no such folder, it holds no image, or one cannot be read.
     """
     import torch
-    from PIL import Image, UnidentifiedImageError
 
+    from batchfree.data.image_files import load_image
     from batchfree.data.image_folder import eval_transform
 
     found = images_of(folder, count)
     if not found:
         raise DataError(f"{folder} holds no images")
-    transform, images = eval_transform(size), []
-    for path, _ in found:
-        try:
-            with Image.open(path) as image:
-                images.append(transform(image.convert("RGB")))
-        except (UnidentifiedImageError, OSError) as error:
-            raise DataError(f"{path} cannot be read as an image: {error}") from error
-    return torch.stack(images)
+    transform = eval_transform(size)
+    return torch.stack([transform(load_image(path)) for path, _ in found])

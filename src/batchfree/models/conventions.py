@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from batchfree._errors import DataError
-
-METADATA_KEY = "batchfree"
-"""Of what this package writes into the metadata of its safetensors files."""
+from batchfree._weights import read_weights
 
 
 @dataclass(frozen=True)
@@ -40,44 +37,16 @@ class Conventions:
     num_groups: dict[str, int] | None = None
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_network(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights in a file, without wrappers' prefixes, and what the file says of itself.
 
-    Args:
-        path: a `.safetensors` file, or one of `torch.save`.
-
     Raises:
-        DataError: a file that is missing, damaged, or holds code.
+        DataError: a file that is missing, damaged, or holds code or other things than tensors.
     """
-    if not path.is_file():
-        raise DataError(f"there is no checkpoint at {str(path)!r}")
-    told: Any = None
-    state: Any
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(path, framework="pt") as file:
-                told = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except ModuleNotFoundError:
-        raise
-    except Exception as error:
-        raise DataError(
-            f"{path} holds no weights that can be read safely ({type(error).__name__}); save them "
-            "with safetensors, or a state_dict with torch.save"
-        ) from error
-    if isinstance(state, dict) and isinstance(state.get("batchfree"), dict):
-        told = state["batchfree"]
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    state, told = read_weights(path)
+    if not all(isinstance(v, Tensor) for v in state.values()):
         raise DataError(f"{path} holds no state_dict: names and tensors were expected")
-    state = {_plain(name): value for name, value in state.items()}
-    return state, told if isinstance(told, dict) else {}
+    return {_plain(name): value for name, value in state.items()}, told
 
 
 def _plain(name: str) -> str:
@@ -87,7 +56,7 @@ def _plain(name: str) -> str:
 
 
 def read_conventions(told: dict[str, Any], path: Path) -> Conventions | None:
-    """The conventions in what `read_weights` found, or in timm's `config.json` beside the file."""
+    """The conventions in what `read_network` found, or in timm's `config.json` beside the file."""
     if isinstance(told.get("conventions"), dict):
         known = told["conventions"]
         as_tuples: dict[str, Any] = {

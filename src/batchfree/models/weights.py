@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from batchfree._checks import check_choice
 from batchfree._errors import ConfigError, DataError
-from batchfree.models.conventions import Conventions, norm_modules, read_conventions, read_weights
+from batchfree.models.conventions import Conventions, norm_modules, read_conventions, read_network
 
 OnMismatch = Literal["refuse", "adopt"]
 
@@ -76,7 +76,7 @@ def load_backbone(
     """
     check_choice(on_mismatch, get_args(OnMismatch), "on_mismatch")
     path = Path(checkpoint)
-    state, said = read_weights(path)
+    state, said = read_network(path)
     told = read_conventions(said, path)
     remarks = []
     if conventions is None:

@@ -10,7 +10,7 @@ from torchvision.models.detection import MaskRCNN
 from batchfree._errors import ConfigError
 from batchfree.data.detection import Categories
 from batchfree.models import Norms, load_backbone, mask_rcnn
-from batchfree.models.conventions import norm_modules, read_weights
+from batchfree.models.conventions import norm_modules, read_network
 from batchfree.models.weights import check_finite
 from batchfree.nn import Groups, NormLayer, norm_layer
 from batchfree.train.detection_config import DetectionConfig, DetectorConfig
@@ -123,7 +123,7 @@ def load_detector(path: Path | str) -> tuple[MaskRCNN, DetectionConfig, Categori
         DataError: a file that is missing, damaged, holds code, or NaN or infinite weights.
         ConfigError: a checkpoint of another kind of network.
     """
-    state, told = read_weights(Path(path))
+    state, told = read_network(Path(path))
     try:
         config = DetectionConfig.from_dict(told["config"])
         names = told["categories"]

@@ -13,7 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import nn
 
 from batchfree._errors import ConfigError
-from batchfree.models.conventions import read_weights
+from batchfree.models.conventions import read_network
 from batchfree.train.build import build_network
 from batchfree.train.checks import validate
 from batchfree.train.classification import Classifier
@@ -53,7 +53,7 @@ def evaluate(
         DataError: images or a checkpoint that are missing or damaged; images of other categories.
     """
     path = Path(checkpoint)
-    weights, told = read_weights(path)
+    weights, told = read_network(path)
     with surroundings(config):
         if isinstance(config, Config):
             validate(config)

@@ -41,7 +41,7 @@ def check_model(
 
     Args:
         config: the run.
-        told: what the checkpoint says of itself, from `read_weights`.
+        told: what the checkpoint says of itself, from `read_network`.
         path: the checkpoint.
         overrides: of `TEST_FIELDS`, those that are meant to differ.
 

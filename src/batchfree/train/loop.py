@@ -23,7 +23,7 @@ from torch import nn
 
 from batchfree._errors import ConfigError, DataError
 from batchfree._files import write_atomically
-from batchfree.models.conventions import METADATA_KEY
+from batchfree._weights import METADATA_KEY
 from batchfree.train.build import evaluation_interval, total_steps
 from batchfree.train.callbacks import (
     Checkpoint,
