@@ -1,9 +1,12 @@
-"""The tests of the fused kernels, for each way that the backend has to compute the same."""
+"""The tests, for each backend and for each way that a backend has to compute the same."""
 
 import pytest
 import torch
 from fused_cases import BACKEND, DEVICE
+from group_norm_cases import CHOICES
 from triton_paths import PATHS, limits
+
+import batchfree
 
 
 @pytest.fixture(params=PATHS if BACKEND == "triton" else ["chosen"])
@@ -17,3 +20,9 @@ def path(request):
     with limits(PATHS[request.param]):
         yield
     torch.set_default_device(before)
+
+
+@pytest.fixture(params=list(CHOICES))
+def any_backend(request):
+    with batchfree.backend(CHOICES[request.param]):
+        yield request.param

@@ -4,46 +4,13 @@ import itertools
 
 import pytest
 import torch
+from group_norm_cases import CHOICES, DTYPES, TOLERANCE, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import ACTIVATIONS, SHAPES, oracle
 from torch.testing._internal.common_methods_invocations import op_db
 
 import batchfree
-
-# "automatic" is the C++ kernels wherever they serve: float32, bfloat16 and float16 on the CPU.
-CHOICES = {"automatic": None, "aten": "aten", "reference": "reference"}
-TOLERANCE = {
-    torch.float64: dict(rtol=1e-10, atol=1e-12),
-    torch.float32: dict(rtol=1e-4, atol=2e-5),
-    torch.bfloat16: dict(rtol=2e-2, atol=2e-2),
-    torch.float16: dict(rtol=3e-3, atol=3e-3),
-}
-DTYPES = list(TOLERANCE)
-
-
-@pytest.fixture(params=list(CHOICES))
-def any_backend(request):
-    with batchfree.backend(CHOICES[request.param]):
-        yield request.param
-
-
-def make(shape, dtype=torch.float32, *, affine=True, residual=True, parameter_dtype=None, seed=0):
-    """x, weight, bias, residual and dy of a shape, as leaves that require gradients."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*size, of=dtype, shift=0.0):
-        values = torch.randn(size, generator=generator, dtype=torch.float64) + shift
-        return values.to(of).requires_grad_()
-
-    of = parameter_dtype or dtype
-    return (
-        draw(*shape, shift=0.3),
-        draw(shape[1], of=of, shift=1.0) if affine else None,
-        draw(shape[1], of=of) if affine else None,
-        draw(*shape) if residual else None,
-        draw(*shape).detach(),
-    )
 
 
 def check_against_oracle(tensors, num_groups, activation, tolerance):
@@ -205,47 +172,6 @@ def test_nan_and_inf_stay_in_their_group(any_backend, poison):
     torch.testing.assert_close(y[~spoilt], clean[~spoilt], rtol=0, atol=0)
 
 
-def test_gradcheck_and_double_backward(any_backend):
-    x, weight, bias, residual, _ = make((2, 4, 3, 2), torch.float64)
-
-    def f(x, weight, bias, residual):
-        return batchfree.group_norm(x, 2, weight, bias, activation="silu", residual=residual)
-
-    torch.autograd.gradcheck(f, (x, weight, bias, residual))
-    torch.autograd.gradgradcheck(f, (x, weight, bias, residual))
-
-
-def test_functorch_per_sample_gradients_and_vmap(any_backend):
-    x, weight, bias, _, _ = (
-        t if t is None else t.detach() for t in make((3, 4, 5, 5), residual=False)
-    )
-
-    def loss(weight, bias, one):
-        y = batchfree.group_norm(one.unsqueeze(0), 2, weight, bias, activation="silu")
-        return y.square().sum()
-
-    each = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)), (None, None, 0))(weight, bias, x)
-    for i in range(3):
-        alone = torch.func.grad(loss, argnums=(0, 1))(weight, bias, x[i])
-        for a, b in zip(each, alone, strict=True):
-            torch.testing.assert_close(a[i], b, rtol=1e-4, atol=1e-4)
-
-
-def test_vmap_over_any_dimension_and_layout(any_backend):
-    x = torch.randn(4, 4, 8, 4, 4)
-
-    def norm(one):
-        return batchfree.group_norm(one, 2, activation="relu")
-
-    for dim in range(5):
-        want = torch.stack([norm(one) for one in x.unbind(dim)])
-        torch.testing.assert_close(torch.func.vmap(norm, in_dims=dim)(x), want)
-    last = x[0].contiguous(memory_format=torch.channels_last)
-    shifts = torch.arange(3.0)
-    shifted = torch.func.vmap(lambda s: norm(last * (s + 1)))(shifts)
-    torch.testing.assert_close(shifted[1], norm(last * 2))
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("weight", [None, torch.float32, "x"])
 @pytest.mark.parametrize("bias", [None, torch.float32, "x"])
@@ -259,18 +185,6 @@ def test_any_mix_of_parameter_dtypes(any_backend, dtype, weight, bias):
     torch.testing.assert_close(y.double(), oracle(x, 4, weight, bias), **TOLERANCE[dtype])
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # torch.func's own
-def test_forward_mode_equals_reverse_mode(any_backend):
-    x, weight, bias, residual, dy = (t.detach().double() for t in make((2, 4, 3, 3)))
-
-    def f(x):
-        return batchfree.group_norm(x, 2, weight, bias, activation="gelu", residual=residual)
-
-    _, forward = torch.func.jvp(f, (x,), (dy,))
-    _, pull = torch.func.vjp(f, x)
-    torch.testing.assert_close((forward * dy).sum(), (pull(dy)[0] * dy).sum())
-
-
 def test_nothing_is_saved_without_gradients(any_backend):
     x, weight, bias, _, _ = make((2, 4, 3, 3))
     saved = []
@@ -281,17 +195,6 @@ def test_nothing_is_saved_without_gradients(any_backend):
         y = batchfree.group_norm(x, 2, weight, bias, activation="silu")
     assert not y.requires_grad
     assert saved == []
-
-
-@pytest.mark.slow
-def test_compile_full_graph_static_and_dynamic(any_backend):
-    def f(x, weight, bias, residual):
-        return batchfree.group_norm(x, 2, weight, bias, activation="relu", residual=residual)
-
-    compiled = torch.compile(f, fullgraph=True, dynamic=True, backend="aot_eager")
-    for shape in [(2, 4, 3, 3), (3, 4, 5, 7)]:
-        tensors = make(shape)[:4]
-        torch.testing.assert_close(compiled(*tensors), f(*tensors), rtol=1e-5, atol=1e-5)
 
 
 def test_meta_strides_equal_real_strides(any_backend):

@@ -1,6 +1,9 @@
 """A detection run that takes seconds: a tiny network on embedded scenes."""
 
-from batchfree.train import DetectionConfig
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from batchfree.train import DetectionConfig, fit
 
 MODEL = {
     "backbone": "resnet_small",
@@ -41,3 +44,22 @@ def tiny(**sections):
         },
     )
     return base.replace(**sections)
+
+
+class Losses(Callback):
+    """Keeps the loss of every step."""
+
+    def __init__(self):
+        self.values = {}
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.values[trainer.global_step] = float(outputs["loss"])
+
+
+def losses(config, **options):
+    watch = Losses()
+    return fit(config, callbacks=[watch], progress=False, **options), watch.values
+
+
+def same_weights(a, b):
+    return all(torch.equal(v, b.model.state_dict()[k]) for k, v in a.model.state_dict().items())
