@@ -81,7 +81,7 @@ PRESETS: dict[ExperimentName, dict[str, DetectionPreset]] = {
     "detection": {
         "quick": DetectionPreset(("gn", "frozen_bn", "frozen_bn+bn"), (2,), 1, 200, 20, 2, 200),
         # Half of what `scratch` trains, as the talk gives fine-tuning the shorter schedules.
-        "hour": DetectionPreset(tuple(ARMS["detection"]), (2,), images=3000),
+        "hour": DetectionPreset(tuple(ARMS["detection"]), (2, 1), images=3000),
     },
     "scratch": {
         "quick": DetectionPreset(("gn", "bn"), (2,), 1, 200, 20, 2),
