@@ -28,7 +28,7 @@ def test_scratch_is_norm_by_batch_by_seed_without_backbones(tmp_path):
 def test_detection_is_the_papers_arms_after_their_own_backbones(tmp_path):
     _, detectors, backbones = planned("detection", tmp_path)
     assert {run.arm for run in detectors} == {
-        Arm(*arm, batch_size=2) for arm in ARMS["detection"].values()
+        Arm(*arm, batch_size=batch) for arm in ARMS["detection"].values() for batch in (2, 1)
     }
     assert [b.name for b in backbones] == [
         f"backbone-{norm}-seed{seed}" for seed in (0, 1) for norm in ("gn", "bn")
@@ -77,7 +77,7 @@ def test_the_head_norm_is_that_of_fpn_box_and_mask_head(tmp_path):
 
 
 def test_the_settings_of_a_run_name_its_backbone_and_no_place(tmp_path):
-    _, detectors, _ = planned("detection", tmp_path, norms=["gn"], seeds=1)
+    _, detectors, _ = planned("detection", tmp_path, norms=["gn"], batches=[2], seeds=1)
     (run,) = detectors
     assert str(tmp_path) not in str(run.settings)
     assert run.settings["backbone"]["trainer"]["max_steps"] == 3000

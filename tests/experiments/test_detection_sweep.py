@@ -96,6 +96,24 @@ def test_a_lost_backbone_is_trained_again_only_where_it_is_needed(finished, tmp_
     assert [row.figures for row in again.rows] == [row.figures for row in results.rows]
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "kept"), [("image_check", "exist", 3), ("flip", 0.5, 2)]
+)
+def test_only_a_setting_that_changes_numbers_trains_again(finished, tmp_path, field, value, kept):
+    folder, _, _, _ = finished
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    runs = tiny_plan("detection", tmp_path, NORMS)
+    path = tmp_path / "rows" / f"{runs[2].name}.json"
+    row = json.loads(path.read_text())
+    row["config"]["detector"]["data"][field] = value
+    path.write_text(json.dumps(row))
+    _, log = go(runs, tmp_path, "detection")
+    assert log.kept == kept
+    assert [note.partition(":")[0] for note in log.notes] == [
+        "trained again, since its settings have changed"
+    ] * (3 - kept)
+
+
 def test_a_damaged_row_is_named_and_trained_again(finished, tmp_path):
     folder, _, results, _ = finished
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)

@@ -20,6 +20,9 @@ from batchfree.experiments.store import Stored
 
 _R = TypeVar("_R", bound=Stored)
 
+# Fields that say what is looked at before a training: rows hold, whatever they were.
+_CHECKS = {"image_check"}
+
 
 class Watcher(Protocol):
     """What a sweep reports to, such as a progress bar."""
@@ -126,11 +129,18 @@ def _kept_rows(runs: Sequence[Run], folder: Path, watcher: Watcher) -> dict[str,
         except ResultsError as error:
             watcher.warned(f"trained again, since its row cannot be read: {error}")
             continue
-        if row.config == plain(run.settings, "settings"):
+        if _settings(row.config) == _settings(plain(run.settings, "settings")):
             rows[run.name] = row
         else:
             watcher.warned(f"trained again, since its settings have changed: {path}")
     return rows
+
+
+def _settings(config: Any) -> Any:
+    """A run's settings but for those that change none of its numbers."""
+    if not isinstance(config, dict):
+        return config
+    return {name: _settings(value) for name, value in config.items() if name not in _CHECKS}
 
 
 def _write(waiting: list[tuple[Run, Any]], folder: Path, watcher: Watcher) -> list[tuple[Run, Any]]:
