@@ -97,15 +97,21 @@ def test_a_lost_backbone_is_trained_again_only_where_it_is_needed(finished, tmp_
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "kept"), [("image_check", "exist", 3), ("flip", 0.5, 2)]
+    ("change", "kept"),
+    [
+        (lambda data: data.update(image_check="exist"), 3),
+        (lambda data: data.pop("train_annotations"), 3),  # None today
+        (lambda data: data.update(flip=0.5), 2),
+        (lambda data: data.pop("flip"), 2),
+    ],
 )
-def test_only_a_setting_that_changes_numbers_trains_again(finished, tmp_path, field, value, kept):
+def test_only_a_setting_that_changes_numbers_trains_again(finished, tmp_path, change, kept):
     folder, _, _, _ = finished
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     runs = tiny_plan("detection", tmp_path, NORMS)
     path = tmp_path / "rows" / f"{runs[2].name}.json"
     row = json.loads(path.read_text())
-    row["config"]["detector"]["data"][field] = value
+    change(row["config"]["detector"]["data"])
     path.write_text(json.dumps(row))
     _, log = go(runs, tmp_path, "detection")
     assert log.kept == kept

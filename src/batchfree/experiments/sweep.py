@@ -137,10 +137,12 @@ def _kept_rows(runs: Sequence[Run], folder: Path, watcher: Watcher) -> dict[str,
 
 
 def _settings(config: Any) -> Any:
-    """A run's settings but for those that change none of its numbers."""
+    """A run's settings but for those that change none of its numbers or are None: not given, as in
+    a row from before there was such a field."""
     if not isinstance(config, dict):
         return config
-    return {name: _settings(value) for name, value in config.items() if name not in _CHECKS}
+    given = {k: v for k, v in config.items() if v is not None and k not in _CHECKS}
+    return {name: _settings(value) for name, value in given.items()}
 
 
 def _write(waiting: list[tuple[Run, Any]], folder: Path, watcher: Watcher) -> list[tuple[Run, Any]]:
