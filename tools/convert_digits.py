@@ -2,7 +2,11 @@
 
     python tools/convert_digits.py --output results/convert-digits.csv
 
-Trained weights stay in --runs and rows are written as they come, so an interrupted run goes on.
+    python tools/convert_digits.py --output results/convert-digits-more.csv --scenes 19900 \
+        --methods calibrated distill --only basic bottleneck mobilenet
+
+The second measures on more scenes of the same unseen digits. Trained weights stay in --runs and
+rows are written as they come, so an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -177,10 +181,15 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/convert-digits"))
     parser.add_argument("--output", type=Path, default=Path("results/convert-digits.csv"))
     parser.add_argument("--only", nargs="+", default=list(ARCHITECTURES), metavar="NAME")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="all by default")
+    parser.add_argument(
+        "--scenes", type=int, help="test images, of other placements; by default the test set's"
+    )
     parser.add_argument("--trained-only", action="store_true", help="pass over what needs training")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    digits = DigitsInTheWild("test")
+    drawn = {"num_samples": options.scenes, "seed": 1} if options.scenes else {}
+    digits = DigitsInTheWild("test", **drawn)
     test = digits.batch(range(len(digits)))
     table = Table(options.output, FIELDS, keys=5)
     for phase in range(3):
@@ -191,6 +200,8 @@ def main() -> None:
                 net = trained(name, seed, options.runs)
                 base = None
                 for method, groups, anchor in conversions(phase):
+                    if method not in (options.methods or [method]):
+                        continue
                     key = (
                         *(name, seed, method),
                         "default" if groups is None else groups,
