@@ -8,6 +8,7 @@ import torch
 from command_line import run
 from test_convert_command import net
 
+from batchfree._naming import load_model, load_weights
 from batchfree.convert import plan_conversion
 
 NET = "test_convert_command:net"
@@ -87,3 +88,41 @@ def test_what_turns_out_unwritable_is_exit_code_2(capsys, tmp_path, monkeypatch,
     err = fails(capsys, *line)
     assert f"{which} cannot be written: No space left on device" in err
     assert not (tmp_path / which).exists()
+
+
+class Wrapped(torch.nn.Module):
+    """A model whose own names begin with `module.`."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = net()
+
+    def forward(self, x):
+        return self.module(x)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda m: torch.compile(m),
+        lambda m: torch.nn.DataParallel(torch.compile(m)),
+        lambda m: torch.compile(torch.nn.DataParallel(m)),
+        lambda m: torch.nn.Sequential(torch.compile(m[0]), *m[1:]),
+    ],
+    ids=["compiled", "parallel compiled", "compiled parallel", "a part compiled"],
+)
+def test_checkpoints_of_compiled_models_load(tmp_path, wrap):
+    model = net()
+    state = wrap(model).state_dict()
+    assert any("_orig_mod" in name for name in state)
+    torch.save(state, tmp_path / "net.pt")
+    loaded = load_model(NET, tmp_path / "net.pt")
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+
+
+def test_names_that_are_the_models_own_stay(tmp_path):
+    model = Wrapped()
+    torch.save(model.state_dict(), tmp_path / "net.pt")
+    load_weights(other := Wrapped(), tmp_path / "net.pt")
+    assert torch.equal(other.module[0].weight, model.module[0].weight)

@@ -102,9 +102,10 @@ def read_batches(data: Any, samples: int, chunk: int) -> list[Any]:
         )
     found: list[Any] = []
     seen = 0
-    reading = _as_it_is if single else None
+    reading: Callable[[Any], Any] | None = _as_it_is if single else None
     for raw in [data] if single else data:
-        reading = reading or _reading(raw, data)
+        if reading is None:
+            reading = _reading(raw, data)
         batch = reading(raw)
         if next(tensors(batch), None) is None:
             raise ConfigError(f"a calibration batch holds no tensor, got {type(batch).__name__}")
