@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from batchfree._errors import DataError
+from batchfree.data.coco_files import slashed
 from batchfree.data.coco_mend import whole
 from batchfree.data.coco_report import Tally
 from batchfree.data.detection import Categories
@@ -75,12 +76,12 @@ def check_images(
         elif wrong:
             said = ", ".join(f"{side} {short(record.get(side))}" for side in wrong)
             tally.add("bad_image", f"image {id}: {said} is no positive whole number of pixels")
-        elif Path(name).is_absolute() or ".." in Path(name).parts:
+        elif Path(name := slashed(folder, name)).is_absolute() or ".." in Path(name).parts:
             tally.add("unsafe_path", f"image {id}: {name!r}")
         elif name not in present and not (folder / name).is_file():
             tally.add("missing_image", f"image {id}: {folder / name}")
         else:
-            usable[id] = with_values(record, {"id": id, **sides})
+            usable[id] = with_values(record, {"id": id, "file_name": name, **sides})
     if image_check != "exist":
         _look_into(usable, folder, image_check == "decode", tally, progress)
     return usable, listed
