@@ -106,6 +106,21 @@ def test_figures_equal_pycocotools_on_the_same_results_file(data, tmp_path, seed
     )
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_an_annotation_of_id_0_counts_though_pycocotools_loses_it(tmp_path):
+    data = CocoDataset(coco_cases.write(tmp_path), "val")
+    truth = data.ground_truth()
+    for k, annotation in enumerate(truth["annotations"]):
+        annotation["id"] = k
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(truth))
+    perfect = [(t["image_id"], t | {"scores": torch.ones(len(t["labels"]))}) for _, t in data]
+    evaluator = evaluated(path, perfect)
+    assert evaluator.figures()["box_AP"] == pytest.approx(100)
+    results, _ = evaluator.write(tmp_path)
+    assert by_pycocotools(path, results, "bbox").stats[0] < 0.99
+
+
 @pytest.mark.parametrize("area", [None, "200", 0, -200, float("nan"), float("inf"), "missing"])
 @pytest.mark.parametrize("by", ["set", "file"])
 def test_an_object_whose_area_is_none_counts_at_the_size_of_its_mask(tmp_path, area, by):

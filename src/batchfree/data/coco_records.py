@@ -14,7 +14,7 @@ from batchfree.data.coco_files import slashed
 from batchfree.data.coco_mend import whole
 from batchfree.data.coco_report import Tally
 from batchfree.data.detection import Categories
-from batchfree.data.image_files import examine
+from batchfree.data.image_files import examine, no_word_of_size
 
 ImageCheck = Literal["exist", "size", "decode"]
 Progress = Callable[[int, int], None]
@@ -114,7 +114,8 @@ def _look_into(
         return None
 
     records = list(usable.values())
-    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:  # decoders leave the GIL
+    workers = min(32, os.cpu_count() or 1)  # decoders leave the GIL
+    with no_word_of_size(), ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(records), _CHUNK):
             part = records[start : start + _CHUNK]
             for record, found in zip(part, pool.map(fault, part), strict=True):
