@@ -106,7 +106,7 @@ def lead(results: DetectionResults) -> list[str]:
 
 
 def _leading(results: DetectionResults) -> list[int]:
-    """The batches of the headline: all of one comparison, else the largest, which is the paper's."""
+    """The batches of the headline: all of one comparison, else the largest, the paper's."""
     found = series.batches(results)
     return found if results.experiment == "scratch" else found[:1]
 
