@@ -223,7 +223,7 @@ def convert(
         if never:
             notes.append(f"{len(never)} layers did not run on the calibration data: analytic")
     if method == "distill":
-        distill(
+        note = distill(
             result,
             reference,
             [w.row.path for w in works if w.seen is not None],
@@ -232,6 +232,7 @@ def convert(
             steps=steps,
             progress=tell,
         )
+        notes += [note] if note else []
     if method == "blend":
         result = blending.blended(result, works)
     for module, training in modes:
