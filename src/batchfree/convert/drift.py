@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from batchfree._errors import DataError
-from batchfree.audit.tree import tensors
+from batchfree.audit.tree import children, tensors
 from batchfree.convert.batches import Forward, run
 
 
@@ -82,6 +82,7 @@ def measure(
     whole = Sums()
     other = rows = 0
     why = ""
+    pairs: list[tuple[Tensor, Tensor]]
     for batch in batches:
         theirs: dict[str, list[Tensor]] = defaultdict(list)
         wanted = _run(original, paths, batch, forward, theirs)
@@ -92,7 +93,10 @@ def measure(
                 if a.shape == b.shape:
                     _check_numbers(a, b, path)
                     layers[path].add(a, b)
-        pairs, reason = _pairs(list(tensors(got)), list(tensors(wanted)))
+        if _are_detections(wanted):
+            pairs, reason = [], "they are detections, whose number and order are each model's own"
+        else:
+            pairs, reason = _pairs(list(tensors(got)), list(tensors(wanted)))
         why = why or reason
         for a, b in pairs:
             _check_numbers(a, b)
@@ -122,6 +126,15 @@ def _pairs(ours: list[Tensor], theirs: list[Tensor]) -> tuple[list[tuple[Tensor,
     if not any(a.numel() for a, _ in pairs):
         return [], "they are empty"
     return pairs, ""
+
+
+def _are_detections(output: Any) -> bool:
+    """Whether there are boxes with scores in it, as torchvision's detectors give them."""
+    found = children(output)
+    if found is None:
+        return False
+    parts = dict(found[0])
+    return {"boxes", "scores"} <= parts.keys() or any(map(_are_detections, parts.values()))
 
 
 def _are_logits(output: Any) -> bool:
