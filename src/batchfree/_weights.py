@@ -49,6 +49,6 @@ def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(k, str) for k in state):
+    if not isinstance(state, dict) or not state or not all(isinstance(k, str) for k in state):
         raise DataError(f"{path} holds no state_dict: names and tensors were expected")
     return state, told if isinstance(told, dict) else {}

@@ -224,3 +224,10 @@ def test_a_missing_extra_is_named(capsys, monkeypatch):
     monkeypatch.setitem(COMMANDS, "demo", needs("batchfree.nothing"))
     with pytest.raises(ModuleNotFoundError):
         main(["demo"])
+
+
+def test_an_unknown_task_in_a_config_file_is_named(capsys, tmp_path):
+    (tmp_path / "a.yaml").write_text("task: detektion\n")
+    code, _, err = run(capsys, "train", "--config", str(tmp_path / "a.yaml"))
+    assert code == 2
+    assert "task must be 'detection', or left out" in err

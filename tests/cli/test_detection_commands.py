@@ -6,6 +6,7 @@ import torch
 import yaml
 from command_line import run
 from detection_runs import tiny
+from lightning_utilities.core.rank_zero import rank_zero_only
 from PIL import Image
 
 from batchfree.data.masks import decode
@@ -276,6 +277,43 @@ def test_what_is_passed_over_is_counted(capsys, tmp_path, trained, pictures):
     assert code == 1
     assert "passed over, as no images: 1 .gif, 1 .txt\n" in err
     assert "lost.jpg" in err
+
+
+def test_predict_runs_again_where_its_output_lies_among_the_images(
+    capsys, trained, pictures, monkeypatch
+):
+    (pictures / "deep" / "c.png").unlink()
+    pages = [Image.new("RGB", (40, 30), k) for k in (0, 90)]
+    pages[0].save(pictures / "pages.tif", save_all=True, append_images=pages[1:])
+    Image.new("RGB", (30, 10)).save(pictures / "wide.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 128 * 128 - 1)  # PIL warns of a.png and b.jpg
+    line = [str(trained / "model.safetensors"), str(pictures), "-o", str(pictures / "out")]
+    first, second = (run(capsys, "predict", *line) for _ in range(2))
+    assert first == second
+    code, out, err = second
+    assert code == 0
+    assert out.startswith("4 images, ")
+    assert err == (
+        "predicted on the first frame alone, of several, of "
+        f"{pictures / 'pages.tif'}\npassed over, as no images: 1 .txt\n"
+    )
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    code, out, err = run(capsys, "predict", *line)
+    assert code == 1
+    assert out.startswith("2 images, ")
+    assert "a.png' has 16,384 pixels, and at most 2,000 are read: scale it down\n" in err
+    assert "Warning" not in err
+
+
+def test_evaluate_prints_once_whatever_the_ranks(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("batchfree.train.evaluate.evaluate", lambda *_, **__: {"box_AP": 5.0})
+    line = ("evaluate", "scenes_gn", "--checkpoint", "w", "--output", str(tmp_path / "out"))
+    monkeypatch.setattr(rank_zero_only, "rank", 1, raising=False)
+    assert run(capsys, *line) == (0, "", "")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    assert run(capsys, *line) == (0, "box_AP                  5.000\n", "")
+    assert (tmp_path / "out" / "figures.json").is_file()
 
 
 def test_an_output_that_cannot_be_is_refused_in_words(capsys, tmp_path, trained, pictures):

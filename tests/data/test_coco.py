@@ -11,6 +11,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from batchfree import DataError
+from batchfree.data import masks as mask_tools
 from batchfree.data.coco import CocoDataset
 from batchfree.data.detection import Categories, detection_collate, detection_transform
 from batchfree.data.detection_batches import detection_loader, evaluation_batches
@@ -90,14 +91,71 @@ def test_a_box_of_one_pixel_is_kept_and_one_of_none_is_not(root):
 
     def degenerate(content):
         content["annotations"][4]["bbox"] = [47, 31, 0, 1]
-        content["annotations"][5]["bbox"] = [4, 4, 100, 10]  # past the right edge
+        content["annotations"][5]["bbox"] = [-6, 4, 20, 10]  # past the left edge
 
     coco_cases.write(root, coco_cases.spoilt(degenerate))
     data = CocoDataset(root, "val")
     _, target = by_id(data)[20]
-    assert target["boxes"].tolist() == [[4, 4, 48, 14]]
+    assert target["boxes"].tolist() == [[0, 4, 14, 14]]
     assert [f.kind for f in data.report.findings] == ["zero_area", "box_outside"]
     assert len(data.ground_truth()["annotations"]) == 6  # the metric gets what the file says
+
+
+def corners(content):
+    """The boxes of an exporter that writes x1, y1, x2, y2, each reaching out of its image."""
+    content["annotations"] = content["annotations"][:1]
+    shape = [[22, 16, 36, 16, 36, 28, 22, 28]]
+    content["annotations"][0] |= {"bbox": [22, 16, 36, 28], "segmentation": shape, "area": 168}
+
+
+def test_boxes_of_two_corners_are_warned_of_where_all_reach_over_an_edge(tmp_path):
+    root = coco_cases.write(tmp_path, coco_cases.spoilt(corners))
+    with pytest.warns(UserWarning, match="do not fit their mask .*fits as x1, y1, x2, y2"):
+        data = CocoDataset(root, "val")
+    assert [f.kind for f in data.report.findings] == ["box_off_mask", "box_outside"]
+    with pytest.warns(UserWarning, match="boxes outside that look like x1, y1, x2, y2"):
+        data = CocoDataset(root, "val", masks=False)
+    assert [f.kind for f in data.report.findings] == ["box_corners", "box_outside"]
+
+
+@pytest.mark.parametrize("area", [None, "1600", 0, -1600, float("nan"), float("inf"), "missing"])
+@pytest.mark.parametrize("masks", [True, False])
+def test_an_area_that_is_none_is_the_masks_or_else_the_boxs(tmp_path, area, masks):
+    def edit(content):
+        for k in (0, 1):
+            content["annotations"][k]["area"] = area
+            if area == "missing":
+                del content["annotations"][k]["area"]
+        if not masks:
+            del content["annotations"][0]["segmentation"]
+
+    data = CocoDataset(coco_cases.write(tmp_path, coco_cases.spoilt(edit)), "val", masks=masks)
+    found = {f.kind: f.count for f in data.report.findings}
+    assert found == ({} if area == "missing" else {"bad_area": 2})
+    truth = {a["bbox"][0]: a for a in data.ground_truth()["annotations"] if a["image_id"] == 10}
+    shape = coco_cases.content()["annotations"][0]["segmentation"]
+    assert truth[2]["area"] == (mask_tools.area(shape, 30, 40) if masks else 200)
+    assert truth[30]["area"] == 64
+
+
+def test_run_lengths_of_floats_and_a_polygon_without_an_inside_are_mended(tmp_path):
+    def edit(content):
+        shapes = content["annotations"]
+        shapes[0]["segmentation"] += [[1, 1, 5, 5], [], [3.0]]
+        shapes[2]["segmentation"] = {"size": [40.0, 30.0], "counts": [204.0, 6, 990.0]}
+        crowd = mask_tools.decode([shapes[3]["segmentation"]], 20, 24)
+        code = mask_tools.encode(crowd)[0]
+        shapes[3]["segmentation"] = {"size": [20.0, 24], "counts": code["counts"]}
+
+    root = coco_cases.write(tmp_path / "spoilt", coco_cases.spoilt(edit))
+    data = CocoDataset(root, "val")
+    assert {f.kind: f.count for f in data.report.findings} == {"short_polygon": 1}
+    assert "annotation 1 of image 10: 3 of 5" in data.report.findings[0].examples
+    plain = CocoDataset(coco_cases.write(tmp_path / "plain"), "val")
+    for id in (7, 10, 15):
+        assert torch.equal(by_id(data)[id][1]["masks"], by_id(plain)[id][1]["masks"])
+    shapes, expected = (d.ground_truth()["annotations"][:3] for d in (data, plain))
+    assert shapes == expected
 
 
 def test_transforms_move_image_boxes_and_masks_alike(root):

@@ -49,6 +49,26 @@ def twice(kind):
     return edit
 
 
+WHOLE = [[2, 3, 22, 3, 22, 13, 2, 13]]
+ODD = [  # none of which may end in a traceback
+    {"size": [30.5, 40], "counts": [1200]},
+    {"size": [30, True], "counts": [1200]},
+    {"size": [None, 40], "counts": [1200]},
+    {"size": [30.0, 40.0], "counts": [1199.5, 0.5]},
+    {"size": [30.0, 40.0], "counts": [float("nan"), 1]},
+    {"size": [30.0, 40.0], "counts": [float("inf")]},
+    {"size": [30.0, 40.0], "counts": [-1.0, 1201.0]},
+    {"size": [30, 40], "counts": [[1200]]},
+    {"size": [30, 40], "counts": "\u00e9"},
+    {"size": [30, 40], "counts": 1200},
+    {"size": "30x40", "counts": "1"},
+    {"size": {"h": 30}, "counts": [1200]},
+    [[], [1, 2]],
+    [None],
+    [[1, 2, 3, 4, 5, 6, 7]],
+    "polygon",
+    7,
+]
 SHORT = [[1, 2, 3, 4]]
 OUTSIDE = [[100, 100, 120, 100, 120, 120]]
 NOTHING = {"size": [30, 40], "counts": [1200]}
@@ -81,14 +101,21 @@ FAULTS = [
     ("no_segmentation", lacking("annotations", "segmentation"), "annotation 1 of image 10"),
     ("no_segmentation", at("annotations", segmentation=[]), "annotation 1 of image 10"),
     ("bad_segmentation", at("annotations", segmentation=SHORT), "a polygon of 4 numbers"),
+    *(("bad_segmentation", at("annotations", segmentation=s), "annotation 1") for s in ODD),
     ("empty_mask", at("annotations", segmentation=[[5, 5, 5, 5, 5, 5]]), "annotation 1 of image"),
     ("empty_mask", at("annotations", segmentation=OUTSIDE), "annotation 1 of image 10"),
     ("empty_mask", at("annotations", segmentation=NOTHING), "annotation 1 of image 10"),
     ("box_off_mask", at("annotations", bbox=[22, 13, 9, 9]), "its mask is in [2, 3, 20, 10]"),
     ("zero_area", at("annotations", bbox=[1, 2, 3, 0]), "box [1, 2, 3, 0]"),
-    ("zero_area", at("annotations", area=0), "area 0"),
+    ("bad_area", at("annotations", area=0), "area 0"),
+    ("bad_area", at("annotations", area=None), "area None"),
+    ("bad_area", at("annotations", area="1600"), "area '1600'"),
+    ("bad_area", at("annotations", area=float("nan")), "area nan"),
+    ("bad_area", at("annotations", area=float("inf")), "area inf"),
+    ("bad_area", at("annotations", area=-1), "area -1"),
+    ("short_polygon", at("annotations", segmentation=[*WHOLE, [1, 2, 3, 4], []]), "10: 2 of 3"),
     ("box_outside", at("annotations", bbox=[2, 3, 39, 10]), "[2, 3, 39, 10] in 40 x 30 pixels"),
-    ("box_outside", at("annotations", bbox=[-2, 3, 10, 10]), "[-2, 3, 10, 10]"),
+    ("box_outside", at("annotations", bbox=[-2, 3, 22, 10]), "[-2, 3, 22, 10]"),
 ]
 
 
@@ -111,7 +138,7 @@ def test_each_fault_is_named_counted_and_shown(tmp_path, kind, change, example):
 
 
 def test_every_kind_has_a_test():
-    by_file = {"bad_json", "corrupt_image", "image_size", "orientation"}
+    by_file = {"bad_json", "corrupt_image", "image_size", "orientation", "box_corners"}
     assert {kind for kind, _, _ in FAULTS} | by_file == set(KINDS)
 
 

@@ -6,7 +6,7 @@ import pytest
 from batchfree import DataError
 from batchfree.data.coco import CocoDataset
 from batchfree.data.coco_check import check_coco
-from batchfree.data.coco_files import all_files, split_files
+from batchfree.data.coco_files import all_files, slashed, split_files
 
 # The annotation file and the image folder of each split.
 LAYOUTS = {
@@ -20,6 +20,10 @@ LAYOUTS = {
     "images beside the file": ("annotations/{}.json", "annotations"),
     "images in the root": ("annotations/{}.json", "."),
     "files in the root": ("instances_{}2017.json", "{}2017"),
+    "keypoints": ("annotations/person_keypoints_{}2017.json", "{}2017"),
+    "a name alone in the root": ("{}.json", "{}"),
+    "a folder each": ("{}/annotations.json", "{}/images"),
+    "fiftyone, a folder each": ("{}/labels.json", "{}/data"),
     "roboflow": ("{}/_annotations.coco.json", "{}"),
 }
 
@@ -58,6 +62,76 @@ def test_a_folder_that_is_one_split(tmp_path):
     assert check_coco(tmp_path).clean
     assert len(CocoDataset(tmp_path, "val")) == 5
     assert len(CocoDataset(tmp_path, "train")) == 3
+
+
+@pytest.mark.parametrize("capitals", [str.capitalize, str.upper])
+def test_capitals_of_a_split_do_not_count(tmp_path, capitals):
+    """As CVAT writes its subsets `Train` and `Validation`."""
+    for name in ("train", "validation"):
+        file = f"annotations/instances_{capitals(name)}.json"
+        lay_out(tmp_path, file, f"images/{name.capitalize()}")
+    for split in ("train", "val"):
+        data = CocoDataset(tmp_path, split)
+        assert data.report in check_coco(tmp_path).files
+        assert data.report.annotation_file.name[10:].lower().startswith(split)
+    lay_out(tmp_path, "annotations/instances_tRaIn.json", "images/Train")
+    with pytest.raises(DataError, match="several annotation files for 'train'"):
+        split_files(tmp_path, "train")
+    lay_out(tmp_path, "annotations/instances_train.json", "images/Train")
+    assert split_files(tmp_path, "train").annotations.name == "instances_train.json"
+
+
+WHOLE = {
+    "labelme2coco": ("annotations.json", "JPEGImages", "JPEGImages/"),
+    "label studio": ("result.json", "images", "images\\"),
+    "fiftyone": ("labels.json", "data", ""),
+    "cvat": ("annotations/instances_default.json", "images/default", ""),
+    "any name": ("mine.json", "images", ""),
+}
+
+
+@pytest.mark.parametrize("layout", WHOLE.values(), ids=WHOLE)
+def test_the_only_file_of_a_folder_is_any_split_unless_it_is_called_one(tmp_path, layout):
+    file, folder, before = layout
+    content = coco_cases.content()
+    for record in content["images"]:
+        record["file_name"] = before + record["file_name"]
+    lay_out(tmp_path, file, folder, content)
+    (tmp_path / "package.json").write_text('{"images": [], "name": "no annotations"}')
+    (tmp_path / "empty.json").write_text("")
+    report = check_coco(tmp_path, image_check="decode")
+    assert report.clean
+    assert [f.annotation_file for f in report.files] == [tmp_path / file]
+    assert len(list(CocoDataset(tmp_path, "val"))) == 5
+    assert len(CocoDataset(tmp_path, "train")) == 3
+    (tmp_path / file).rename(tmp_path / "minitrain.json")
+    with pytest.raises(DataError, match=r"for 'val'; .*there is minitrain\.json\. A file of"):
+        CocoDataset(tmp_path, "val")
+
+
+def test_backslashes_are_slashes_unless_a_file_is_called_so(tmp_path):
+    content = coco_cases.content()
+    for record in content["images"]:
+        record["file_name"] = f"val2017\\{record['file_name']}"
+    root = lay_out(tmp_path, "annotations/instances_val2017.json", "val2017", content)
+    assert check_coco(root, image_check="decode").clean
+    assert len(list(CocoDataset(root, "val"))) == 5
+    (root / "val2017" / "a.png").rename(root / "val2017\\a.png")
+    assert slashed(root, "val2017\\a.png") == "val2017\\a.png"
+    content["images"][1]["file_name"] = "..\\..\\secret.png"
+    (root / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+    assert "unsafe_path" in {f.kind for f in check_coco(root).files[0].findings}
+
+
+def test_json_files_that_are_not_taken_are_named(tmp_path):
+    for name in ("a.json", "deep/b.json", "deep/annotations.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    files = r"its JSON files are a\.json, deep/annotations\.json, deep/b\.json"
+    with pytest.raises(DataError, match=rf"{files}; name one itself, .*--images FOLDER"):
+        check_coco(tmp_path)
+    with pytest.raises(DataError, match=rf"for 'train'; .*{files}\. .*data\.train_annotations"):
+        CocoDataset(tmp_path, "train")
 
 
 def test_file_names_may_hold_the_folder(tmp_path):

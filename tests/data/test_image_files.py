@@ -3,7 +3,14 @@ import pytest
 from PIL import Image, ImageOps
 
 from batchfree import DataError
-from batchfree.data.image_files import examine, load_fitting, load_image, load_upright
+from batchfree.data.image_files import (
+    examine,
+    frames,
+    load_fitting,
+    load_image,
+    load_upright,
+    no_word_of_size,
+)
 from batchfree.train.predict import read_image
 
 WIDE = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(4, 6, 3)  # 6 wide, 4 high
@@ -94,6 +101,29 @@ def test_a_tiff_is_turned_by_its_own_tag_whoever_reads_it(tmp_path):
     assert examine(path, 6, 4, decode=False) == ("stored", (4, 6))
     for load in (load_image, load_upright, lambda p: load_fitting(p, 6, 4)):
         assert np.array_equal(np.asarray(load(path)), np.rot90(WIDE, -1))
+
+
+def test_an_image_of_too_many_pixels_says_how_many_and_what_to_do(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # 24 are there: PIL warns
+    with no_word_of_size():
+        assert examine(path, 4, 6, decode=True)[0] == "stored"
+        assert load_upright(path).size == (6, 4)
+    assert read_image(path).shape == (3, 4, 6)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 11)
+    for read in (lambda: examine(path, 4, 6, decode=False), lambda: read_image(path)):
+        with pytest.raises(DataError, match=r"a\.png' has 24 pixels, .* most 22 .*: scale it down"):
+            read()
+
+
+def test_frames_are_counted(tmp_path):
+    pages = [Image.fromarray(np.roll(WIDE, k, axis=0)) for k in range(3)]
+    for name in ("a.tif", "a.gif", "a.webp", "a.png"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+        assert frames(tmp_path / name) == 3
+    pages[0].save(tmp_path / "a.mpo", save_all=True, append_images=pages[1:])
+    (tmp_path / "a.mpo").rename(tmp_path / "phone.jpg")
+    assert frames(tmp_path / "phone.jpg") == frames(save(tmp_path / "b.jpg")) == 1
 
 
 def test_damaged_exif_is_passed_over(tmp_path):

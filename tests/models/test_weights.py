@@ -7,7 +7,7 @@ import torchvision
 from detection_scenes import SMALL
 from safetensors.torch import save_file
 
-from batchfree import ConfigError, DataError, Groups, norm_layer
+from batchfree import ConfigError, DataError, Groups, convert, norm_layer
 from batchfree.models import Conventions, Norms, build_model, load_backbone, mask_rcnn
 from batchfree.models.conventions import conventions_of
 
@@ -171,6 +171,46 @@ def test_the_norms_have_to_be_of_a_kind(tmp_path):
     torch.save(build_model("resnet18").state_dict(), tmp_path / "gn.pth")
     with pytest.raises(ConfigError, match="whose running statistics the file lacks"):
         load_backbone(detector(), tmp_path / "gn.pth")
+
+
+def converted(tmp_path, groups, anchor=None):
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18()
+    result = convert(network, method="analytic", groups=Groups(groups), anchor=anchor)
+    result.save(tmp_path / "c.safetensors", source="torchvision:resnet18")
+    return tmp_path / "c.safetensors", result.model.state_dict()
+
+
+@pytest.mark.filterwarnings("ignore::batchfree.ConversionWarning")
+def test_a_converted_classifier_starts_a_backbone_of_its_groups_alone(tmp_path):
+    path, state = converted(tmp_path, 8)
+    model = detector(Norms(norm_layer("gn", groups=8)))
+    loaded = load_backbone(model, path)
+    assert body_equals(model, state)
+    assert "gives its preprocessing in words" in loaded.remarks[0]
+    with pytest.raises(ConfigError, match=r"has 8 groups in \S+, the backbone 32"):
+        load_backbone(detector(Norms(norm_layer("gn"))), path)
+
+
+@pytest.mark.filterwarnings("ignore::batchfree.ConversionWarning")
+def test_a_conversion_that_rescales_is_refused_with_the_way_to_go(tmp_path):
+    path, _ = converted(tmp_path, 8, anchor=2.0)
+    with pytest.raises(ConfigError, match=r"layers rescale their input.*convert on it"):
+        load_backbone(detector(Norms(norm_layer("gn", groups=8))), path)
+
+
+def test_conventions_of_another_version_are_named(tmp_path):
+    path = tmp_path / "new.safetensors"
+    told = {"conventions": {"gamma": 2.2}}
+    save_file(torchvision.models.resnet18().state_dict(), path, {"batchfree": json.dumps(told)})
+    with pytest.raises(DataError, match="says gamma of its training"):
+        load_backbone(detector(), path)
+
+
+def test_a_file_without_weights_is_said_to_have_none(tmp_path):
+    torch.save({}, tmp_path / "empty.pth")
+    with pytest.raises(DataError, match="holds no state_dict"):
+        load_backbone(detector(), tmp_path / "empty.pth")
 
 
 @pytest.mark.parametrize(

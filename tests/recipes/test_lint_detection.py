@@ -69,6 +69,11 @@ def test_each_part_is_seen_where_it_has_a_norm(model, fields):
 
 
 def test_sync_bn_is_counted_over_all_devices():
+    findings = found("coco_r50_sync_bn_2x", trainer={"devices": 8})
+    assert (
+        "regions of each of 16 images, of all devices"
+        in findings["bn-in-roi-head", "model.box_norm"].message
+    )
     findings = found("coco_r50_sync_bn_2x", batch_size=8, trainer={"devices": 4})
     assert "over 8 images, of all devices," in findings["small-batch", "model.norm"].message
     assert ("small-batch", "model.norm") not in found("coco_r50_sync_bn_2x")

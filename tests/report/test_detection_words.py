@@ -4,6 +4,7 @@ import pytest
 from detection_rows import detection_row, diverged_row, results
 
 from batchfree.experiments.detection_results import Arm
+from batchfree.report.detection_charts import detection_charts
 from batchfree.report.detection_words import cautions, headline, lead, missing
 
 
@@ -57,6 +58,36 @@ def test_the_headlines_of_both_experiments():
         "Fine-tuned, GN everywhere is 3.0 box AP above BN* (61.2 against 58.2); BN in FPN"
     )
     assert headline(results(rows=())) == "No run has finished yet"
+
+
+def with_batch_1(rows):
+    """The detection experiment's rows, and the same at one image with half of their AP."""
+    half = [
+        detection_row(Arm(r.norm, r.head_norm, r.start, 1), r.seed, r.figures["box_AP"] / 2)
+        for r in rows
+    ]
+    rows = (*rows, *half)
+    return results("detection", planned=tuple(r.name for r in rows), rows=rows)
+
+
+def test_two_batches_of_six_arms_leave_the_headline_to_the_papers():
+    both = with_batch_1(results("detection").rows)
+    assert headline(both) == (
+        "Fine-tuned, GN everywhere is 3.0 box AP above BN* at batch 2 (61.2 against 58.2); "
+        "BN in FPN and heads is 28.0 box AP below BN* with plain heads at batch 2 (30.2 against "
+        "58.2)"
+    )
+    first = lead(both)[0]
+    assert first.startswith("GN everywhere is 1.5 box AP above BN* at batch 1 (")
+    assert first.endswith(". The paper has 40.3 against 38.6 (box AP on COCO).")
+    assert "at batch 2 (" in lead(both)[3]
+    assert "at batch 1 (" in lead(both)[3]
+    charts = detection_charts(both)
+    assert [chart.key for chart in charts] == ["curves-batch-2", "curves-batch-1"]
+    assert len({(chart.x_end, chart.y_top) for chart in charts}) == 1
+    for chart in charts:
+        assert {row.batch_size for row in chart.rows} == {int(chart.key[-1])}
+        assert all(len({line.style for line in panel.lines}) == 6 for panel in chart.panels)
 
 
 def test_arms_without_their_counterpart_are_told_alone():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -103,6 +104,55 @@ def test_figures_equal_pycocotools_on_the_same_results_file(data, tmp_path, seed
     assert evaluated(truth, guesses(data, seed, most)).figures() == pytest.approx(
         figures, nan_ok=True
     )
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_an_annotation_of_id_0_counts_though_pycocotools_loses_it(tmp_path):
+    data = CocoDataset(coco_cases.write(tmp_path), "val")
+    truth = data.ground_truth()
+    for k, annotation in enumerate(truth["annotations"]):
+        annotation["id"] = k
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(truth))
+    perfect = [(t["image_id"], t | {"scores": torch.ones(len(t["labels"]))}) for _, t in data]
+    evaluator = evaluated(path, perfect)
+    assert evaluator.figures()["box_AP"] == pytest.approx(100)
+    results, _ = evaluator.write(tmp_path)
+    assert by_pycocotools(path, results, "bbox").stats[0] < 0.99
+
+
+@pytest.mark.parametrize("area", [None, "200", 0, -200, float("nan"), float("inf"), "missing"])
+@pytest.mark.parametrize("by", ["set", "file"])
+def test_an_object_whose_area_is_none_counts_at_the_size_of_its_mask(tmp_path, area, by):
+    def spoil(content):
+        for annotation in content["annotations"]:
+            annotation["area"] = area
+            if area == "missing":
+                del annotation["area"]
+
+    # Masks are the truth here: 1,600 pixels are medium, 32 * 32 = 1,024 the most that is small.
+    def larger(content):
+        square = [[20, 20, 60, 20, 60, 60, 20, 60]]
+        for record in content["images"]:
+            record |= {"height": 80, "width": 90}
+        for annotation in content["annotations"]:
+            annotation |= {"bbox": [20, 20, 40, 40], "segmentation": square, "area": 1600}
+
+    figures = []
+    for name, changes in (("good", [larger]), ("bad", [larger, spoil])):
+        content = coco_cases.content()
+        for change in changes:
+            change(content)
+        root = coco_cases.write(tmp_path / name, content)
+        for path in (root / "val2017").iterdir():
+            Image.new("RGB", (90, 80)).save(path)
+        data = CocoDataset(root, "val")
+        truth = data if by == "set" else root / "annotations" / "instances_val2017.json"
+        perfect = ((t["image_id"], t | {"scores": torch.ones(len(t["labels"]))}) for _, t in data)
+        figures.append(evaluated(truth, perfect).figures())
+    assert figures[1] == pytest.approx(figures[0], nan_ok=True)
+    assert figures[1]["box_APm"] == figures[1]["mask_APm"] == pytest.approx(100)
+    assert math.isnan(figures[1]["box_APs"])
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

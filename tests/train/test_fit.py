@@ -136,6 +136,13 @@ def test_accumulated_passes_give_the_same_training(reference):
         torch.testing.assert_close(value, weights(reference)[name], rtol=1e-3, atol=1e-4)
 
 
+def test_the_bar_ends_at_all_of_its_passes(tmp_path, capfd):
+    config = tiny(trainer={"accumulate": 2})
+    fit(config, output=tmp_path, progress=True)
+    passes = 2 * config.trainer.max_steps
+    assert f"{passes}/{passes}" in capfd.readouterr().out
+
+
 def test_the_evaluation_batch_changes_no_error(reference):
     other = fit(tiny(data={"eval_batch_size": 7}))
     assert [p["val_error"] for p in other.curve] == pytest.approx(

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,6 +37,23 @@ def test_images_of_files_and_folders(tmp_path):
     (tmp_path / "x" / "notes.txt").write_text("")
     found = find_images([tmp_path / "x", c, c])
     assert [(p, str(n)) for p, n in found] == [(a, "a.PNG"), (b, "deep/b.jpg"), (c, "c.png")]
+
+
+def test_the_output_in_a_folder_of_images_is_not_predicted_on(tmp_path, monkeypatch):
+    photos, out = tmp_path / "photos", tmp_path / "photos" / "out"
+    save(photos / "a.png")
+    save(photos / "outer" / "b.jpg")
+    first = find_images([photos], out)
+    list(predict(Seer(), CATEGORIES, first, out))
+    assert (out / "a.png").is_file()
+    monkeypatch.chdir(tmp_path)
+    for given, to in ((photos, out), (Path("photos"), Path("photos/../photos/out"))):
+        found = find_images([given], to)
+        assert [name for _, name in found] == [Path("a.png"), Path("outer/b.jpg")]
+        assert passed_over([given], to) == {}
+    assert passed_over([photos]) == {".json": 2}
+    # The output named as the images is what was asked for.
+    assert [str(name) for _, name in find_images([out], out)] == ["a.png", "outer/b.png"]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "CMYK", "I;16"])

@@ -61,9 +61,12 @@ def _default(fields: list[str]) -> Config | DetectionConfig:
         content = yaml.safe_load(Path(files[0]).read_text()) if files else None
     except (OSError, ValueError, yaml.YAMLError):
         content = None  # the parser says what is wrong with it
-    if isinstance(content, dict) and content.get("task") == "detection":
-        return DetectionConfig()
-    return Config()
+    task = content.get("task") if isinstance(content, dict) else None
+    if task not in (None, "detection"):
+        raise ConfigError(
+            f"{files[0]}: task must be 'detection', or left out for a classification; got {task!r}"
+        )
+    return Config() if task is None else DetectionConfig()
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Any:

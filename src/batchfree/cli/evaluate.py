@@ -55,6 +55,10 @@ def evaluate(args: list[str]) -> int:
         predictions=options.output if detects else None,
         overrides=given & set(TEST_FIELDS) if detects else (),
     )
+    from lightning_utilities.core.rank_zero import rank_zero_only
+
+    if getattr(rank_zero_only, "rank", 0) != 0:  # Lightning runs this command once for each rank
+        return 0
     for figure, value in figures.items():
         print(f"{figure:<20} {value:8.3f}")
     if options.output is not None:

@@ -22,11 +22,17 @@ def predict(args: list[str]) -> int:
         "PNG with its boxes and masks; predictions.json holds all detections in COCO's results "
         "format, images.json the images' ids. Exits with 0, with 1 where an image could not be "
         "read or taken (the others are done), with 2 for a wrong command line, with 130 after "
-        "Ctrl-C (what is done is kept).",
+        "Ctrl-C (what is done is kept). Of a file of several frames or pages the first is taken.",
         allow_abbrev=False,
     )
     parser.add_argument("checkpoint", type=Path, help="model.safetensors or a .ckpt of a run")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="files and folders")
+    parser.add_argument(
+        "images",
+        type=Path,
+        nargs="+",
+        metavar="IMAGE",
+        help="files and folders; what lies in OUTPUT within one of the folders is left out",
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="a folder")
     parser.add_argument(
         "--threshold", type=float, default=0.5, help="the lowest score drawn, 0 to 1 (%(default)s)"
@@ -47,10 +53,10 @@ def predict(args: list[str]) -> int:
     output: Path = options.output
     if output.exists() and not output.is_dir():
         raise ConfigError(f"the output {str(output)!r} is a file: name a folder with -o")
-    images = find_images(options.images)
+    images = find_images(options.images, output)
     _check_apart(images, output)
     model, _, categories = load_detector(options.checkpoint)
-    left = passed_over(options.images)  # before the output may stand among them
+    left = passed_over(options.images, output)
     findings = run(
         model,
         categories,
@@ -67,10 +73,13 @@ def predict(args: list[str]) -> int:
         disable=options.quiet or not sys.stderr.isatty(),
     )
     done = objects = broken = 0
+    several: list[Path] = []
     try:
         with closing(findings):
             for found in shown:
                 done, objects = done + (found.error is None), objects + found.detections
+                if found.frames > 1:
+                    several.append(found.path)
                 if found.error is not None:
                     broken += 1
                     print(f"skipped: {found.error}", file=sys.stderr)
@@ -78,6 +87,13 @@ def predict(args: list[str]) -> int:
         kept = f"; their results are in {output}" if done else ""
         print(f"\ninterrupted after {done} of {len(images)} images{kept}", file=sys.stderr)
         return INTERRUPTED
+    if several:
+        more = f" and {len(several) - 3} more" * (len(several) > 3)
+        print(
+            f"predicted on the first frame alone, of several, of {', '.join(map(str, several[:3]))}"
+            f"{more}",
+            file=sys.stderr,
+        )
     if left and not options.quiet:
         counts = ", ".join(f"{n} {suffix or 'without a suffix'}" for suffix, n in left.items())
         print(f"passed over, as no images: {counts}", file=sys.stderr)

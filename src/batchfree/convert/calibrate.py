@@ -124,7 +124,15 @@ def set_analytic(work: Work, anchor: float | None) -> None:
         assert work.seen is not None
         mean, variance = work.seen.moments()
     moments = mean.double().cpu(), variance.double().cpu()
-    _set(work, analytic(*moments, *affine, work.row.groups, work.norm.eps, anchor=anchor))
+    found = analytic(
+        *moments,
+        *affine,
+        work.row.groups,
+        work.norm.eps,
+        anchor=anchor,
+        dtype=work.source.weight.dtype,
+    )
+    _set(work, found)
 
 
 class Calibration:
@@ -204,7 +212,8 @@ class Calibration:
             if not self.pending or work is not self.pending[0]:
                 return
             assert work.seen is not None
-            self.parts.append(_checked(Moments.of(_input(args, kwargs)), work.row.path))
+            moments = Moments.of(_input(args, kwargs))
+            self.parts.append(_checked(moments, work.row.path, "converted"))
             self.calls += 1
             if self.calls < work.seen.calls[self.number]:
                 return
@@ -236,6 +245,7 @@ class Calibration:
                 anchor=self.anchor,
                 target_mean=slope * work.seen.moments()[0] + offset,
                 least_variance=None if variance is None else variance.double().cpu() / 4,
+                dtype=work.source.weight.dtype,
             )
             # Of errors that are nearly the same the larger number of groups: it is GroupNorm's own.
             if best is None or found.error <= best.error * 1.02:
@@ -259,16 +269,33 @@ def _set(work: Work, found: Fit) -> None:
             own, value = getattr(norm, name, None), getattr(found, name)
             if own is not None and value is not None:
                 own.copy_(value)
+                if not bool(own.isfinite().all()):
+                    raise DataError(
+                        f"{name} of the GroupNorm in the place of layer {work.row.path!r} leaves "
+                        f"the range of {str(own.dtype).removeprefix('torch.')}; convert in float32 "
+                        f"(model.float()), or keep it: keep={work.row.path!r}"
+                    )
 
 
 def _input(args: Any, kwargs: Any) -> Tensor:
     return next(tensors((args, kwargs)))
 
 
-def _checked(moments: Moments, path: str) -> Moments:
-    if not bool(moments.mean.isfinite().all() and moments.variance.isfinite().all()):
+def _checked(moments: Moments, path: str, model: str = "original") -> Moments:
+    """The moments, where they are numbers.
+
+    Raises:
+        DataError: they are not.
+    """
+    if bool(moments.mean.isfinite().all() and moments.variance.isfinite().all()):
+        return moments
+    if model == "original":
         raise DataError(
             f"the input of layer {path!r} holds NaN or infinity on the calibration data; look at "
             "the weights and at the data"
         )
-    return moments
+    raise DataError(
+        f"the input of layer {path!r} holds NaN or infinity in the converted model, and none in "
+        "the original: a layer converted before it leaves the range of its dtype; convert in "
+        "float32 (model.float()), or keep that layer with keep="
+    )

@@ -16,9 +16,19 @@ from batchfree._errors import ConfigError, ConversionWarning
 from batchfree.convert import blending
 from batchfree.convert.batches import Forward, call_model, count, split_batches
 from batchfree.convert.calibrate import Calibration, Progress, Work, observe, set_analytic
+from batchfree.convert.checking import (
+    FunctionalNorms,
+    check_elements,
+    inplace_matters,
+    naming,
+    not_tensors,
+    scripted,
+    single_channels,
+    why_none,
+)
 from batchfree.convert.distill import distill
 from batchfree.convert.kinds import check_finite, replacement
-from batchfree.convert.plan import ConversionPlan, Keep, PlannedLayer, plan_conversion
+from batchfree.convert.plan import ConversionPlan, Keep, plan_conversion
 from batchfree.convert.replacing import copied, initialised, replaced, unwrapped, without_inplace
 from batchfree.convert.report import ConversionReport
 from batchfree.convert.reporting import summarised, with_drift
@@ -104,7 +114,8 @@ def convert(
             calibration data: raise, keep the BatchNorm, or merge groups until they hold two.
         inplace: leave activation modules that work in place as they are. Off, they do not in the
             result, since hooks on the layers before them, as Opacus sets, forbid it; what model
-            code does in place by functions stays.
+            code does in place by functions stays. Model code that ignores what such a module
+            returns needs it on; where data shows that, it is.
         samples: how many calibration samples to use.
         held_out: inputs to measure the drift on; by default up to 32 of the calibration data that
             no layer was fitted on.
@@ -122,7 +133,7 @@ def convert(
         ConfigError: no BatchNorm to convert, a plan of another model, data of a shape that the
             model does not take, a method that needs data without any, a layer that cannot hold.
         DataError: no calibration sample, or weights, statistics, values or activations that are
-            NaN or infinite, or variances that are negative.
+            NaN or infinite, before or only after the conversion, or variances that are negative.
 
     Warns:
         ConversionWarning: BatchNorms whose running statistics are as they were made; layers over
@@ -170,19 +181,29 @@ def convert(
             "measures none; take method='calibrated'"
         )
     plan = ConversionPlan.from_json(plan.to_json())  # its own, so that the caller's stays
+    plan.notes += scripted(model)
     if not plan.converted:
-        raise ConfigError(f"{plan.model} has no BatchNorm to convert: {_why_none(plan)}")
+        raise ConfigError(f"{plan.model} has no BatchNorm to convert: {why_none(plan)}")
     if not fitted:
-        plan.notes += _single_channels(plan)
+        plan.notes += single_channels(plan)
     for note in plan.notes:
         warnings.warn(note, ConversionWarning, stacklevel=2)
 
     check_finite(model)
     reference = copied(model).eval()
-    seen = observe(reference, [x.path for x, _ in plan.sources(reference)], fitted, forward, tell)
+    paths = [x.path for x, _ in plan.sources(reference)]
+    with FunctionalNorms(reference) as functional:
+        seen = observe(reference, paths, fitted, forward, tell)
+    notes = [*plan.notes, *functional.notes(len(fitted)), *not_tensors(model)]
+    if fitted and not inplace and inplace_matters(reference, fitted[0], forward):
+        inplace = True
+        notes.append(
+            "model code ignores what activations in place return: they stay in place, as with "
+            "inplace=True"
+        )
     for row in plan.converted:
         if row.path in seen:
-            _check_elements(row, seen[row.path].positions, degenerate)
+            check_elements(row, seen[row.path].positions, degenerate)
     result = copied(model)
     scaled = anchor is not None and method != "copy"
     works = [
@@ -196,7 +217,7 @@ def convert(
         for row, source in plan.sources(result)
     ]
     if not works:
-        raise ConfigError(f"{plan.model} has no BatchNorm left to convert: {_why_none(plan)}")
+        raise ConfigError(f"{plan.model} has no BatchNorm left to convert: {why_none(plan)}")
     result = replaced(result, {w.source.module: w.norm for w in works})
     if not inplace:
         without_inplace(result)
@@ -204,12 +225,13 @@ def convert(
         work.seen = seen.get(work.row.path)
         if method != "copy":
             set_analytic(work, anchor if scaled else None)
-    passes, notes = float(bool(fitted)), list(plan.notes)
+    passes = float(bool(fitted))
     modes = [(m, m.training) for m in result.modules()]
     result.eval()
     if fitted and method in ("calibrated", "blend", "distill"):
         calibration_run = Calibration(result, works, fitted, forward, anchor=anchor, progress=tell)
-        calibration_run()
+        with naming(works):
+            calibration_run()
         passes += calibration_run.runs
         if calibration_run.skipped:
             raise ConfigError(
@@ -223,15 +245,17 @@ def convert(
         if never:
             notes.append(f"{len(never)} layers did not run on the calibration data: analytic")
     if method == "distill":
-        distill(
-            result,
-            reference,
-            [w.row.path for w in works if w.seen is not None],
-            fitted,
-            forward,
-            steps=steps,
-            progress=tell,
-        )
+        with naming(works):
+            note = distill(
+                result,
+                reference,
+                [w.row.path for w in works if w.seen is not None],
+                fitted,
+                forward,
+                steps=steps,
+                progress=tell,
+            )
+        notes += [note] if note else []
     if method == "blend":
         result = blending.blended(result, works)
     for module, training in modes:
@@ -239,9 +263,11 @@ def convert(
     if fitted and not apart:
         notes.append("fewer than 8 samples: none held out, so no drift is measured; give held_out=")
     report = summarised(plan, method, works, notes, anchor if scaled else None)
-    if apart:
+    if apart or fitted:
         tell("the drift on held-out data", 0.95)
-        report = with_drift(report, result, reference, apart, forward)
+        with naming(works):
+            measured = with_drift(report, result, reference, apart or fitted, forward)
+        report = measured if apart else report  # else it is only checked to give numbers
     report = replace(
         report,
         calibration=count(fitted) if method not in ("copy", "analytic") else 0,
@@ -250,43 +276,3 @@ def convert(
         seconds=round(time.perf_counter() - started, 3),
     )
     return ConversionResult(result, plan, report)
-
-
-def _check_elements(row: PlannedLayer, positions: int, degenerate: Degenerate) -> None:
-    """A group of one element is zero whatever the input."""
-
-    def holds(groups: int) -> bool:
-        return row.channels // groups * positions > 1
-
-    row.candidates = [g for g in row.candidates if holds(g)]
-    if holds(row.groups):
-        return
-    shape = f"{row.channels} channels at {positions} position(s) in {row.groups} groups"
-    if degenerate == "merge" and holds(1):
-        row.groups = max(g for g in range(1, row.groups) if row.channels % g == 0 and holds(g))
-        row.reason = f"groups of one element were merged: {shape}"
-    elif degenerate == "keep":
-        row.action, row.reason = "keep", f"groups of one element: {shape}"
-    else:
-        raise ConfigError(
-            f"layer {row.path!r} cannot hold: {shape} leaves one element a group, which normalises "
-            f"to zero; take fewer groups, keep={row.path!r}, or degenerate='merge' or 'keep'"
-        )
-
-
-def _single_channels(plan: ConversionPlan) -> list[str]:
-    found = [x.path for x in plan.converted if x.groups == x.channels and "1d" in x.old]
-    if not found:
-        return []
-    return [
-        f"{len(found)} layers ({found[0]!r} first) get groups of one channel: on inputs (N, C) "
-        "such a layer gives beta whatever comes in; calibration data would tell, fewer groups help"
-    ]
-
-
-def _why_none(plan: ConversionPlan) -> str:
-    kept = [x for x in plan.layers if x.action == "keep"]
-    if kept:
-        return f"{kept[0].path!r} is kept: {kept[0].reason}"
-    kinds = sorted({x.kind for x in plan.layers})
-    return f"its norm layers are {', '.join(kinds)}" if kinds else "it has no norm layers"

@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from batchfree._errors import DataError
+from batchfree._errors import ConfigError, DataError
 from batchfree.audit.tree import tensors
 from batchfree.convert.batches import Forward, moved
 from batchfree.convert.calibrate import Progress
 from batchfree.convert.layers import ConvertedNorm
+from batchfree.convert.replacing import copied
+
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def distill(
@@ -26,12 +29,17 @@ def distill(
     steps: int,
     rate: float = 1e-3,
     progress: Progress,
-) -> None:
+) -> str:
     """Trains the parameters of the model so that layers and outputs come near the original's.
 
     The loss is the relative squared error of each converted layer's output, their mean, plus that
     of the outputs. Adam, the rate falling to zero along a cosine; both models in eval mode, so that
-    what is still random or batch-dependent elsewhere stays still.
+    what is still random or batch-dependent elsewhere stays still. The parameters stay as they were
+    where the loss over all batches is no lower with the new ones.
+
+    Half-precision parameters, in which Adam's steps vanish or overflow, are trained in a float32
+    copy of the model and rounded at the end: while it lasts that takes twice the model's size more,
+    and gradients and Adam's moments are float32 too.
 
     Args:
         model: converted; trained in place.
@@ -40,34 +48,75 @@ def distill(
         batches: inputs; passed through in turn, again and again.
         forward: calls a model on a batch.
         steps: how many; 0 does nothing.
-        rate: Adam's, at first.
+        rate: Adam's at first, of 200 steps or more; of fewer its share of them, since Adam's first
+            steps are as long as any and lead away.
         progress: told of the steps.
+
+    Returns:
+        What to know: that it was of no use; "" where it was.
 
     Raises:
         DataError: the loss is not finite.
+        ConfigError: the model cannot be trained: no gradients, or it does not run in float32.
     """
-    wanted = {p: p.requires_grad for p in model.parameters()}
+    targets = _trained(model)
+    if not steps or not targets:
+        return ""
+    half = any(p.dtype in _HALF for p in targets)
+    student = _float32(copied(model)) if half else model
+    start = [p.detach().clone() for p in targets]
+    before = _measured(model, original, paths, batches, forward)
+    _train(student, original, paths, batches, forward, steps, rate, progress)
+    with torch.no_grad():
+        for p, new in zip(targets, _trained(student), strict=True):
+            p.copy_(new)
+        after = _measured(model, original, paths, batches, forward)
+        # Written so that NaN counts as worse.
+        better = after < before and all(bool(p.isfinite().all()) for p in targets)
+        if not better:
+            for p, old in zip(targets, start, strict=True):
+                p.copy_(old)
+    if better:
+        return ""
+    return (
+        f"the distillation came no nearer in {steps} steps (its loss went from {before:.3g} to "
+        f"{after:.3g}): the parameters are those of the calibration"
+    )
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
     fixed = {
         id(p) for m in model.modules() if isinstance(m, ConvertedNorm) for p in (m.scale, m.shift)
     }
-    trained = [p for p in model.parameters() if p.is_floating_point() and id(p) not in fixed]
-    if not steps or not trained:
-        return
+    return [p for p in model.parameters() if p.is_floating_point() and id(p) not in fixed]
+
+
+def _float32(model: nn.Module) -> nn.Module:
+    """Half precision in float32, in place; other dtypes stay."""
+    return model._apply(lambda t: t.float() if t.dtype in _HALF else t)
+
+
+def _train(
+    model: nn.Module,
+    original: nn.Module,
+    paths: Sequence[str],
+    batches: list[Any],
+    forward: Forward,
+    steps: int,
+    rate: float,
+    progress: Progress,
+) -> None:
+    wanted = {p: p.requires_grad for p in model.parameters()}
+    trained = _trained(model)
     for p in trained:
         p.requires_grad_(True)
-    adam = torch.optim.Adam(trained, rate)
+    adam = torch.optim.Adam(trained, rate * min(1.0, steps / 200))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     try:
         for step in range(steps):
             progress(f"distillation, step {step + 1} of {steps}", step / steps)
-            batch = batches[step % len(batches)]
-            with torch.no_grad():
-                theirs = _outputs(original, paths, moved(batch, original), forward)
-            with torch.enable_grad():
-                ours = _outputs(model, paths, moved(batch, model), forward)
-                loss = _loss(ours, theirs)
-                adam.zero_grad()
-                loss.backward()
+            adam.zero_grad()
+            loss = _step(model, original, paths, batches[step % len(batches)], forward)
             if not bool(loss.isfinite()):
                 raise DataError(f"the distillation's loss is {float(loss)} at step {step}")
             adam.step()
@@ -76,6 +125,48 @@ def distill(
         for p, requires_grad in wanted.items():
             p.grad = None
             p.requires_grad_(requires_grad)
+
+
+def _step(
+    model: nn.Module, original: nn.Module, paths: Sequence[str], batch: Any, forward: Forward
+) -> Tensor:
+    """The loss, with its gradients in the parameters."""
+    with torch.no_grad():
+        theirs = _outputs(original, paths, moved(batch, original), forward)
+    try:
+        with torch.enable_grad():
+            loss = _loss(_outputs(model, paths, moved(batch, model), forward), theirs)
+            if loss.requires_grad:
+                loss.backward()
+                return loss
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, AttributeError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"the model cannot be trained, as method='distill' does: {type(error).__name__}: "
+            f"{first}; take method='calibrated'"
+        ) from error
+    raise ConfigError(
+        "method='distill' trains, and nothing in the model gives gradients: its forward runs under "
+        "torch.no_grad() or inference_mode(); take that off, or method='calibrated'"
+    )
+
+
+@torch.no_grad()
+def _measured(
+    model: nn.Module,
+    original: nn.Module,
+    paths: Sequence[str],
+    batches: list[Any],
+    forward: Forward,
+) -> float:
+    """The mean loss over the batches."""
+    losses = []
+    for batch in batches:
+        theirs = _outputs(original, paths, moved(batch, original), forward)
+        losses.append(float(_loss(_outputs(model, paths, moved(batch, model), forward), theirs)))
+    return sum(losses) / len(losses)
 
 
 def _outputs(
@@ -107,7 +198,11 @@ def _loss(ours: dict[str, list[Tensor]], theirs: dict[str, list[Tensor]]) -> Ten
         for a, b in zip(found, theirs.get(path, []), strict=False):
             if a.shape != b.shape or not a.is_floating_point():
                 continue
+            if a.dtype in _HALF or a.dtype != b.dtype:
+                a, b = a.float(), b.float()
             error = (a - b).square().mean() / b.square().mean().clamp_min(1e-12)
             (layers if path else outputs).append(error)
     parts = [torch.stack(p).mean() for p in (layers, outputs) if p]
+    if not parts:
+        raise ConfigError("method='distill' finds no layer and no output to compare")
     return torch.stack(parts).sum()

@@ -12,6 +12,11 @@ from batchfree._checks import check_channels
 from batchfree.nn import GroupNorm
 from batchfree.ops.activations import add_and_activate
 
+_BATCH_NORMS = (
+    *("running_mean", "running_var", "num_batches_tracked"),
+    *("momentum", "track_running_stats"),
+)
+
 
 class ConvertedNorm(GroupNorm):
     """GroupNorm of a rescaled input, followed by what the old layer did after its norm.
@@ -65,6 +70,21 @@ class ConvertedNorm(GroupNorm):
         self.then = tuple(then or ())
         for name, module in (then or {}).items():
             self.add_module(name, module)
+
+    @property
+    def num_features(self) -> int:
+        """The channels, by BatchNorm's name: model code reads it."""
+        return self.num_channels
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _BATCH_NORMS:
+            raise AttributeError(
+                f"the model's code reads {name!r} of a BatchNorm that was converted, and a "
+                "GroupNorm has none: convert again and keep that layer, with keep= (--keep)",
+                name=name,
+                obj=self,
+            )
+        return super().__getattr__(name)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """(N, C, *) to the same."""
@@ -179,7 +199,8 @@ class BlendNorm(nn.Module):
         def run(x: Tensor) -> Tensor:
             if self.scale is not None and self.shift is not None:
                 per_channel = (-1, *[1] * (x.dim() - 2))
-                x = torch.addcmul(self.shift.view(per_channel), x, self.scale.view(per_channel))
+                scale, shift = (t.to(x.dtype).view(per_channel) for t in (self.scale, self.shift))
+                x = torch.addcmul(shift, x, scale)
             return group_norm(x, self.num_groups, weight, bias, self.group_eps)
 
         return run

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from batchfree.convert.contrast import contrast
 
+_LARGEST = 1e4
+"""Of a factor, and of a channel's mean times it: float16 ends at 65504, under autocast too."""
+
 
 @dataclass
 class Moments:
@@ -84,10 +87,16 @@ def balance(
 ) -> tuple[Tensor, Tensor]:
     """Factor and offset (C,) that give each channel of a group the same say in its statistics.
 
-    Every channel gets unit variance and the mean `_ramp`.
+    Every channel gets unit variance and the mean `_ramp`; less of variance, where its own is so
+    small beside its mean that the factor would leave float16's range.
     """
-    scale = (variance + eps).rsqrt()
+    scale = _bounded((variance + eps).rsqrt(), mean)
     return scale, anchor * _ramp(mean, groups) - mean * scale
+
+
+def _bounded(scale: Tensor, mean: Tensor) -> Tensor:
+    most = _LARGEST / mean.abs().clamp_min(1)
+    return scale.clamp(-most, most)
 
 
 def _ramp(like: Tensor, groups: int) -> Tensor:
@@ -111,6 +120,7 @@ def fit(
     anchor: float | None,
     target_mean: Tensor | None = None,
     least_variance: Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> Fit:
     """The GroupNorm that comes nearest to u = slope x + offset on inputs of these moments.
 
@@ -125,9 +135,12 @@ def fit(
         target_mean: (C,), the mean that each channel of the output should have; u's by default.
         least_variance: (C,), below which `balance` takes no channel's variance to be: one that is
             silent on this data must not drown its group on other.
+        dtype: of the layer: gamma and beta make up for what rounding does to factor and offset.
     """
 
     def solve(scale: Tensor | None, shift: Tensor | None) -> Fit:
+        if scale is not None and shift is not None:
+            scale, shift = (t.to(dtype).double() for t in (scale, shift))
         return _solve(moments, slope, offset, groups, eps, scale, shift, target_mean)
 
     if anchor is None:
@@ -141,7 +154,7 @@ def fit(
         centred = (moments.mean - mean) * scale
         factors = contrast(centred, moments.weights, (slope / scale).square(), groups)
         if factors is not None:
-            scale = scale * factors
+            scale = _bounded(scale * factors, mean)
             other = solve(scale, anchor * _ramp(mean, groups) - mean * scale)
             best = other if other.error < best.error else best
     return best
@@ -197,12 +210,13 @@ def analytic(
     eps: float,
     *,
     anchor: float | None,
+    dtype: torch.dtype = torch.float64,
 ) -> Fit:
     """The same without data: group statistics from the running ones by the law of total variance.
 
     sigma_g^2 = mean of the channels' variances + variance of their means; mu_g the mean of means.
     """
     one = Moments(mean.unsqueeze(0), variance.unsqueeze(0), torch.ones(1, dtype=torch.float64))
-    found = fit(one, slope, offset, groups, eps, anchor=anchor)
+    found = fit(one, slope, offset, groups, eps, anchor=anchor, dtype=dtype)
     found.error = float("nan")
     return found

@@ -107,9 +107,10 @@ def _with_new(value: Any, by_id: dict[int, nn.Module], above: tuple[int, ...] = 
 
 
 def without_inplace(model: nn.Module) -> nn.Module:
-    """Turns off what activations and dropout do in place: the result is the same.
+    """Turns off what activations and dropout do in place.
 
-    A hook on the layer before, as Opacus and others set them, forbids it.
+    A hook on the layer before, as Opacus and others set them, forbids it. The result is the same
+    except where model code calls such a module and ignores what it returns.
     """
     for module in model.modules():
         if getattr(module, "inplace", None) is True:

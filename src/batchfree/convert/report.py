@@ -52,6 +52,8 @@ class ConversionReport:
             its size; the root of the sum of squares.
         output_cosine: between the model's outputs and the original's on held-out inputs.
         output_error: relative error of the outputs, likewise.
+        uncompared: why the outputs were not compared, where held-out inputs were run: their shapes
+            differ, as a detector's do, or they are integers.
         changed: share of held-out samples, %, whose largest output is another.
         passes: forward passes over the calibration data that were begun.
         seconds: how long.
@@ -67,6 +69,7 @@ class ConversionReport:
     predicted: float | None = None
     output_cosine: float | None = None
     output_error: float | None = None
+    uncompared: str = ""
     changed: float | None = None
     passes: float = 0.0
     seconds: float = 0.0

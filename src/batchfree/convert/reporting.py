@@ -48,19 +48,20 @@ def with_drift(
     modes = [(m, m.training) for m in result.modules()]
     paths = [x.path for x in report.converted]
     try:
-        layers, whole, changed = measure(result.eval(), reference, paths, apart, forward)
+        drift = measure(result.eval(), reference, paths, apart, forward)
     finally:
         for module, training in modes:
             module.training = training
     return replace(
         report,
         layers=tuple(
-            replace(x, cosine=layers[x.path].cosine, error=layers[x.path].error)
-            if x.path in layers
+            replace(x, cosine=drift.layers[x.path].cosine, error=drift.layers[x.path].error)
+            if x.path in drift.layers
             else x
             for x in report.layers
         ),
-        output_cosine=whole.cosine,
-        output_error=whole.error,
-        changed=changed,
+        output_cosine=None if drift.outputs is None else drift.outputs.cosine,
+        output_error=None if drift.outputs is None else drift.outputs.error,
+        uncompared=drift.uncompared,
+        changed=drift.changed,
     )

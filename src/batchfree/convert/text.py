@@ -37,6 +37,13 @@ def report_headline(report: ConversionReport) -> str:
     text = f"{report.model}: {len(report.converted)} BatchNorms became GroupNorms ({report.method})"
     if report.output_error is not None:
         text += f"; outputs moved by {percent(report.output_error)}"
+    if report.uncompared:
+        text += f"; outputs were not compared: {report.uncompared}"
+        measured = [x for x in report.converted if x.error is not None]
+        if measured and measured[-1].error is not None:
+            text += (
+                f"; {measured[-1].path!r}, the last layer, moved by {percent(measured[-1].error)}"
+            )
     if report.changed is not None:
         text += f", {report.changed:.1f}% of {report.held_out} predictions changed"
     return text

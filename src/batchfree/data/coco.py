@@ -22,6 +22,7 @@ from batchfree._errors import DataError
 from batchfree.data import masks as mask_tools
 from batchfree.data.coco_check import inspect
 from batchfree.data.coco_files import split_files
+from batchfree.data.coco_mend import area
 from batchfree.data.coco_records import ImageCheck, Progress
 from batchfree.data.coco_report import in_line
 from batchfree.data.detection import Categories, DetectionSet, Scene
@@ -140,9 +141,12 @@ class CocoDataset(DetectionSet):
     def ground_truth(self) -> dict[str, Any]:
         """The set in COCO's format, crowds included, annotation ids from 1 on.
 
-        What is to be cleaned is in it as the file says, so that figures are those of COCO's own
-        evaluation; except where `on_bad` is `"skip"`: then boxes and masks of which no part is in
-        the image, which no detection could match, are left out of it as well.
+        Boxes to be clipped and instances to be left out of items are in it as the file says, so
+        that figures are those of COCO's own evaluation; except where `on_bad` is `"skip"`: then
+        boxes and masks of which no part is in the image, which no detection could match, are left
+        out of it as well. An area that is missing or no number above zero is the mask's, or the
+        box's where there is no mask: pycocotools fails at one that is missing or no number, takes
+        0 for small, and ignores an object whose area is negative or infinite.
         """
         annotations: list[dict[str, Any]] = []
         for record in self._records:
@@ -151,12 +155,7 @@ class CocoDataset(DetectionSet):
                 if self.on_bad == "skip" and annotation["id"] in self._unseen:
                     continue
                 entry = {"iscrowd": 0} | annotation | {"id": len(annotations) + 1}
-                if "area" not in entry:
-                    shape, box = entry.get("segmentation"), entry["bbox"]
-                    entry["area"] = (
-                        mask_tools.area(shape, height, width) if self.masks else box[2] * box[3]
-                    )
-                annotations.append(entry)
+                annotations.append(entry | {"area": area(entry, height, width)})
         categories = [
             {"id": id, "name": name}
             for id, name in zip(self.categories.ids, self.categories.names, strict=True)

@@ -9,14 +9,14 @@ from typing import Any, get_args
 
 from batchfree._checks import check_choice
 from batchfree._errors import DataError
+from batchfree.data.coco_annotations import check_annotations
 from batchfree.data.coco_files import CocoFiles, all_files
+from batchfree.data.coco_mend import whole
 from batchfree.data.coco_records import (
     ImageCheck,
     Progress,
-    check_annotations,
     check_categories,
     check_images,
-    whole,
 )
 from batchfree.data.coco_report import CocoReport, FileReport, Tally
 from batchfree.data.detection import Categories

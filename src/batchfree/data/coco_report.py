@@ -35,16 +35,20 @@ KINDS: dict[str, tuple[Effect, str]] = {
     "no_segmentation": ("annotation", "annotations without a segmentation"),
     "bad_segmentation": ("annotation", "segmentations that cannot be drawn"),
     "box_off_mask": ("doubtful", "boxes that do not fit their mask"),
+    "box_corners": ("doubtful", "boxes outside that look like x1, y1, x2, y2"),
+    "short_polygon": ("cleaned", "polygons of fewer than three points, beside others"),
     "empty_mask": ("cleaned", "masks without a pixel in their image"),
-    "zero_area": ("cleaned", "boxes or areas of zero or less"),
+    "zero_area": ("cleaned", "boxes with a side of zero or less"),
+    "bad_area": ("cleaned", "areas that are no number of pixels above zero"),
     "box_outside": ("cleaned", "boxes that reach outside their image"),
 }
 """Every kind of finding: what it costs where bad entries are skipped, and what it is.
 
 `file`: nothing of the file can be used. `image`, `annotation`: that one is left out. `doubtful`: it
 is used as it stands, with a warning, since nothing shows which of two readings is meant. `cleaned`:
-the data set always puts it right, by clipping a box or leaving out an empty one, so that it is no
-error for training.
+the data set always puts it right, by clipping a box or leaving out an empty one, by leaving out a
+polygon that has no inside, or by the mask's area in place of what is none, so that it is no error
+for training.
 """
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,6 +112,26 @@ def examine(path: Path, height: int, width: int, decode: bool) -> tuple[Fit, tup
         raise _unreadable(path, e) from e
 
 
+def frames(path: Path) -> int:
+    """How many pictures a file that can be read holds: pages of a TIFF, frames of an animation.
+
+    A camera's JPEG with a preview or a depth map behind it (MPO) holds one.
+    """
+    with no_word_of_size(), Image.open(path) as image:
+        return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+
+
+@contextmanager
+def no_word_of_size() -> Iterator[None]:
+    """Without PIL's warning of an image so large that it may be an attack; in one thread alone.
+
+    It is of 89 megapixels, which a camera or a scanner makes; from twice that on PIL refuses.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode as 8-bit RGB; of 16-bit grey the upper eight bits, as of 16-bit colour.
 
@@ -152,6 +176,13 @@ def _check_range(image: Image.Image) -> None:
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
+    if isinstance(error, Image.DecompressionBombError):
+        numbers = [int(n) for n in re.findall(r"\d+", str(error))]
+        pixels, limit = numbers if len(numbers) == 2 else (0, 2 * (Image.MAX_IMAGE_PIXELS or 0))
+        has = f"has {pixels:,} pixels" if pixels else "has too many pixels"
+        return DataError(
+            f"the image {str(path)!r} {has}, and at most {limit:,} are read: scale it down"
+        )
     return DataError(
         f"the image {str(path)!r} cannot be read ({error}); replace or remove the file"
     )

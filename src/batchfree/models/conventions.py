@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,19 +56,41 @@ def _plain(name: str) -> str:
 
 
 def read_conventions(told: dict[str, Any], path: Path) -> Conventions | None:
-    """The conventions in what `read_network` found, or in timm's `config.json` beside the file."""
+    """The conventions in what `read_network` found, or in timm's `config.json` beside the file.
+
+    Raises:
+        DataError: conventions that this version does not know, or norms of several eps.
+    """
     if isinstance(told.get("conventions"), dict):
         known = told["conventions"]
         as_tuples: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in known.items()
         }
+        new = sorted(set(as_tuples) - {f.name for f in fields(Conventions)})
+        if new:
+            raise DataError(
+                f"{path} says {', '.join(new)} of its training, which this version of batchfree "
+                "does not know: it was written by another version; take that one"
+            )
         return Conventions(**as_tuples)
+    if is_conversion(told):
+        layers = told["layers"]
+        eps = {float(layer["eps"]) for layer in layers.values()}
+        if len(eps) > 1:
+            raise DataError(f"{path} has norms of several eps, {sorted(eps)}; one is expected")
+        groups = {name: int(layer["groups"]) for name, layer in layers.items()}
+        return Conventions(norm="gn", num_groups=groups, eps=eps.pop() if eps else 1e-5)
     timm = path.with_name("config.json")
     try:
         found = json.loads(timm.read_text())["pretrained_cfg"]
         return Conventions(mean=tuple(found["mean"]), std=tuple(found["std"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def is_conversion(told: dict[str, Any]) -> bool:
+    """Whether the file that says this is one of `batchfree.save_converted`."""
+    return isinstance(told.get("layers"), dict) and "plan" in told
 
 
 def conventions_of(

@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from batchfree._checks import check_choice
 from batchfree._errors import ConfigError, DataError
-from batchfree.models.conventions import Conventions, norm_modules, read_conventions, read_network
+from batchfree.models.conventions import (
+    Conventions,
+    is_conversion,
+    norm_modules,
+    read_conventions,
+    read_network,
+)
 
 OnMismatch = Literal["refuse", "adopt"]
 
@@ -86,6 +92,12 @@ def load_backbone(
                 f"{path.name} does not say how it was trained: presumed torchvision's conventions "
                 "(RGB in [0, 1], ImageNet's mean and std, stride in the 3x3, eps 1e-5)"
             )
+        elif is_conversion(said):
+            _check_conversion(said, path)
+            remarks.append(
+                f"{path.name} gives its preprocessing in words ({said.get('preprocessing')!r}): "
+                "presumed RGB in [0, 1], ImageNet's mean and std, stride in the 3x3"
+            )
     parts = _parts(model)
     body = {
         prefix + name: tensor
@@ -122,6 +134,17 @@ def check_finite(weights: dict[str, Tensor], path: Path) -> None:
         raise DataError(
             f"{path} holds NaN or infinite values in {_some(bad)}: its training diverged or the "
             "file is damaged; take another checkpoint"
+        )
+
+
+def _check_conversion(said: dict[str, Any], path: Path) -> None:
+    layers = said["layers"].values()
+    if any(layer.get("scaled") or layer.get("blend") for layer in layers):
+        raise ConfigError(
+            f"{path} is a conversion whose layers rescale their input or blend, for which the "
+            "backbone's norms have no place. Convert the detector: start it from the BatchNorm "
+            "weights with frozen_bn and call batchfree.convert on it; or convert the classifier "
+            "with anchor=None"
         )
 
 

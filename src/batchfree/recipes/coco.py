@@ -47,8 +47,9 @@ def coco(
 
     SGD with momentum 0.9 at a learning rate of 0.02 for 16 images, linear in the batch; weight
     decay 1e-4, none on gamma and beta; 500 steps of warm-up from 1/3; images of 800 pixels on the
-    shorter side. Fine-tuned, stem and first stage stay frozen; from scratch nothing is. With
-    another batch the schedule keeps its images, so that its steps are others.
+    shorter side. Fine-tuned, stem and first stage stay frozen; from scratch nothing is, nor where
+    the backbone's BatchNorm is to take statistics. With another batch the schedule keeps its
+    images, so that its steps are others.
 
     Args:
         backbone: a ResNet of `batchfree.models.MODELS`.
@@ -89,7 +90,7 @@ def coco(
             box_norm=head,
             mask_norm=head,
             num_groups=32 if "gn" in (norm, head) else None,
-            freeze_at=0 if scratch or norm == "bn" else 2,
+            freeze_at=0 if scratch or norm in ("bn", "sync_bn") else 2,
             box_head=box_head or ("2fc" if head == "none" else "4conv1fc"),
             cascade=cascade,
             min_size=list(JITTER) if jitter else [800],

@@ -70,8 +70,9 @@ def coco_r50_bn_2x() -> DetectionConfig:
     """BN, not frozen, over 2 images: R50-FPN: about 6 below 38.6 box AP (Wu & He 2018).
 
     Section 4.2: fine-tuning the backbone's BN at 2 images per GPU; on which network it does not
-    say. Here it is Detectron's baseline, `coco_r50_frozen_bn_2x`, with BN that is not frozen: 2fc
-    box head, no norm in FPN and heads. Mask AP: not given. BN's batch is what a GPU holds: 8 GPUs
+    say. Here it is Detectron's baseline, `coco_r50_frozen_bn_2x`, with BN that is not frozen, in
+    stem and first stage neither, so that these train too: 2fc box head, no norm in FPN and heads.
+    Mask AP: not given. BN's batch is what a GPU holds: 8 GPUs
     make it 2 images, one GPU 16, which is another experiment. Hardware: 8 GPUs of 2 images; hours:
     not measured here.
 
@@ -84,9 +85,9 @@ def coco_r50_bn_2x() -> DetectionConfig:
 def coco_r50_sync_bn_2x() -> DetectionConfig:
     """SyncBN over 16 images: R50-FPN with SyncBN everywhere; no row in Wu & He 2018: box AP to see.
 
-    For comparison: statistics over the images of all 8 GPUs (MegDet; "Rethinking ImageNet
-    Pre-training", 2018, finds it level with GN). Mask AP: not given. Hardware: 8 GPUs of 2 images;
-    hours: not measured here.
+    For comparison: statistics over the images of all 8 GPUs, no stage frozen (MegDet; "Rethinking
+    ImageNet Pre-training", 2018, finds it level with GN). Mask AP: not given. Hardware: 8 GPUs of 2
+    images; hours: not measured here.
 
         batchfree train coco_r50_sync_bn_2x --data.root /data/coco \\
           --model.weights resnet50.pth --trainer.devices 8

@@ -69,12 +69,13 @@ def _batch(config: DetectionConfig) -> Iterator[Lint]:
     how = f"{images} image{'s' * (images != 1)}"
     if not known:
         how += f" (trainer.devices is {config.trainer.devices!r}: as {PER_DEVICE} on a device)"
+    shared = config.batch_size // config.trainer.accumulate
     norms = {"model.norm": model.norm}
     if model.neck == "fpn":
         norms["model.fpn_norm"] = model.fpn_norm
     for field, norm in norms.items():
         part = "the backbone" if field == "model.norm" else "the FPN"
-        seen = config.batch_size // config.trainer.accumulate if norm == "sync_bn" else images
+        seen = shared if norm == "sync_bn" else images
         if norm in ("bn", "sync_bn") and seen < 16:
             over = how if norm == "bn" else f"{seen} images, of all devices,"
             yield Lint(
@@ -91,11 +92,12 @@ def _batch(config: DetectionConfig) -> Iterator[Lint]:
         del heads["model.box_norm"]
     for field, norm in heads.items():
         if norm in ("bn", "sync_bn"):
+            over = how if norm == "bn" else f"{shared} images, of all devices"
             yield Lint(
                 HEAD_RULE,
                 field,
                 f"BatchNorm in a head takes its statistics over up to {model.rois_per_image} "
-                f"regions of each of {how}, which are not i.i.d.",
+                f"regions of each of {over}, which are not i.i.d.",
                 "take gn in the head, or none",
                 f"{_COCO}: BN in the box head loses 9 points of AP",
             )

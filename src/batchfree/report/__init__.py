@@ -89,7 +89,8 @@ def write_detection_report(
         results: what `batchfree.experiments.store.read_file(path, DetectionResults)` gives; at
             least one. Incomplete results are drawn as far as they go.
         output: the page, such as `report.html`; folders above it are made.
-        figures: also write `report-curves` as `.png` and `.svg`, where there are rows to draw.
+        figures: also write `report-curves` as `.png` and `.svg`, where there are rows to draw; one
+            for each batch (`report-curves-batch-2`) of a detection experiment that has several.
 
     Returns:
         The page's path.

@@ -138,8 +138,8 @@ def label(results: DetectionResults, arm: Arm) -> str:
 def style(results: DetectionResults, arm: Arm) -> Style:
     """An arm's look: by its norms when fine-tuned, by norm and batch from scratch."""
     looks = _LOOKS.get((arm.norm, arm.head_norm, arm.start))
-    if looks is not None and results.experiment == "detection" and len(batches(results)) == 1:
-        return Style(*looks)
+    if looks is not None and results.experiment == "detection":
+        return Style(*looks)  # its batches have a chart each
     norms = {item.norm for item in arms(results)}
     base = norm_style(arm.norm, norms)
     same = [item for item in arms(results) if item.norm == arm.norm]

@@ -79,7 +79,7 @@ def headline(results: DetectionResults) -> str:
     told = [
         clause
         for claim in CLAIMS[results.experiment]
-        for batch in series.batches(results)
+        for batch in _leading(results)
         if claim.headline and (clause := _clause(results, claim, batch))
     ]
     if not told:
@@ -92,16 +92,23 @@ def lead(results: DetectionResults) -> list[str]:
     """The other comparisons, each with what the paper found, and what may not be compared."""
     sentences = []
     for claim in CLAIMS[results.experiment]:
-        clauses = [_clause(results, claim, batch) for batch in series.batches(results)]
-        told = "; ".join(filter(None, clauses))
-        if told:
-            begin = f"{claim.name} against {claim.other}: t" if claim.headline else f"{told}. T"
+        clauses = {b: _clause(results, claim, b) for b in series.batches(results)}
+        above = _leading(results) if claim.headline else []
+        told = "; ".join(clause for b, clause in clauses.items() if clause and b not in above)
+        if any(clauses.values()):
+            begin = f"{told}. T" if told else f"{claim.name} against {claim.other}: t"
             sentences.append(f"{begin}he paper {claim.paper} (box AP on COCO).")
     sentences.append(
         "The scenes are digits on photographs and the network is a small one: compare the signs "
         "and the order with the paper’s, not the size of AP."
     )
     return sentences
+
+
+def _leading(results: DetectionResults) -> list[int]:
+    """The batches of the headline: all of one comparison, else the largest, the paper's."""
+    found = series.batches(results)
+    return found if results.experiment == "scratch" else found[:1]
 
 
 def missing(results: DetectionResults) -> list[str]:

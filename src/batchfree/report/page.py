@@ -43,7 +43,7 @@ def static_files(stem: Path, found: Sequence[Chart]) -> dict[Path, bytes]:
     return {
         stem.with_name(f"{stem.name}-{chart.key}{suffix}"): content
         for chart in found
-        if chart.key in _STATIC
+        if chart.key.startswith(_STATIC)
         for suffix, content in static_figure(chart).items()
     }
 

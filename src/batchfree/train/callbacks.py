@@ -226,6 +226,11 @@ class PeriodicCheckpoint(Callback):
 class Progress(RichProgressBar):
     """Lightning's bar over the whole training, which is one pass to Lightning."""
 
+    @property
+    def total_train_batches(self) -> int | float:
+        """Passes of the whole training; Lightning's own counts steps, of several passes each."""
+        return self.trainer.num_training_batches
+
     def _get_train_description(self, current_epoch: int) -> str:
         return "Training  "
 

@@ -18,6 +18,7 @@ from batchfree._checks import check_choice
 from batchfree._errors import DataError
 from batchfree._files import write_atomically
 from batchfree.data.coco import read_annotations
+from batchfree.data.coco_mend import area, is_area
 from batchfree.data.detection import Categories, DetectionSet
 from batchfree.data.masks import encode
 from batchfree.train.detection_comparison import IouType, compare
@@ -45,7 +46,8 @@ class CocoEvaluator:
     """Collects detections image by image and gives COCO's figures.
 
     An image counts once, however often and on however many ranks it was seen: what is said of it
-    first is kept.
+    first is kept. An area of the ground truth that is missing or no number above zero is its
+    mask's, or its box's where there is no mask.
 
     Args:
         ground_truth: a detection set, an annotation file, or its content.
@@ -80,7 +82,12 @@ class CocoEvaluator:
         else:
             content = ground_truth
         self.iou_types = tuple(iou_types)
-        self._annotations = list(content["annotations"])
+        self._sizes = {r["id"]: (r["height"], r["width"]) for r in content["images"]}
+        self._annotations = [
+            a if is_area(a.get("area")) else {**a, "area": area(a, *self._sizes[a["image_id"]])}
+            for a in content["annotations"]
+            if a["image_id"] in self._sizes
+        ]
         if "segm" in iou_types and not all(a.get("segmentation") for a in self._annotations):
             raise ValueError(
                 "the ground truth has annotations without a segmentation, so masks cannot be "
@@ -88,7 +95,6 @@ class CocoEvaluator:
             )
         names = {c["id"]: str(c["name"]) for c in content["categories"]}
         self.categories = Categories(tuple(sorted(names)), tuple(names[i] for i in sorted(names)))
-        self._sizes = {r["id"]: (r["height"], r["width"]) for r in content["images"]}
         if odd := [i for i in (*self._sizes, *names) if not isinstance(i, int)]:
             raise DataError(
                 f"ids of images and categories must be whole numbers, got {odd[0]!r}; mend the "

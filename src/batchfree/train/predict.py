@@ -21,7 +21,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from batchfree._errors import DataError
 from batchfree._files import write_atomically
 from batchfree.data.detection import Categories
-from batchfree.data.image_files import load_upright
+from batchfree.data.image_files import frames, load_upright, no_word_of_size
 from batchfree.data.masks import encode
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
@@ -41,22 +41,26 @@ class Found:
         path: the image.
         drawn: the picture with its boxes and masks; None where the image failed.
         detections: how many are drawn.
+        frames: how many pictures the file holds, of which the first is taken.
         error: why it could not be read, or what the network failed at.
     """
 
     path: Path
     drawn: Path | None
     detections: int = 0
+    frames: int = 1
     error: str | None = None
 
 
-def find_images(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
+def find_images(paths: Sequence[Path], output: Path | None = None) -> list[tuple[Path, Path]]:
     """Image files and, of each, what its results are called: its path from the folder named.
 
     A link to nothing that has an image's name is among them, so that reading it names it.
 
     Args:
         paths: files, and folders to search with their sub-folders.
+        output: the folder of the results, whose files are left out where it lies in one of the
+            folders, so that what is predicted once is not predicted on.
 
     Raises:
         DataError: a path that is not there, or no image in any.
@@ -64,7 +68,7 @@ def find_images(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
     found: dict[Path, Path] = {}
     for path in paths:
         if path.is_dir():
-            found |= {p: p.relative_to(path) for p in _files(path) if _is_image(p)}
+            found |= {p: p.relative_to(path) for p in _files(path, output) if _is_image(p)}
         elif path.exists():
             found[path] = Path(path.name)
         else:
@@ -76,19 +80,25 @@ def find_images(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
     return list(found.items())
 
 
-def passed_over(paths: Sequence[Path]) -> dict[str, int]:
+def passed_over(paths: Sequence[Path], output: Path | None = None) -> dict[str, int]:
     """How many files in these folders are not among the images, by suffix; hidden ones apart.
 
     Args:
         paths: as `find_images` takes them.
+        output: likewise.
     """
-    files = [p for path in paths if path.is_dir() for p in _files(path)]
+    files = [p for path in paths if path.is_dir() for p in _files(path, output)]
     shown = [p for p in files if not _is_image(p) and not p.name.startswith(".")]
     return dict(sorted(Counter(p.suffix.lower() for p in shown).items()))
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_symlink() or p.is_file())
+def _files(folder: Path, output: Path | None) -> list[Path]:
+    """The files in a folder, but those in the output where that is within."""
+    files = sorted(p for p in folder.rglob("*") if p.is_symlink() or p.is_file())
+    outer, inner = folder.resolve(), None if output is None else output.resolve()
+    if inner is None or outer not in inner.parents:
+        return files
+    return [p for p in files if not (outer / p.relative_to(folder)).is_relative_to(inner)]
 
 
 def _is_image(path: Path) -> bool:
@@ -101,7 +111,8 @@ def read_image(path: Path) -> Tensor:
     Raises:
         DataError: it cannot be decoded.
     """
-    pixels = np.array(load_upright(path))
+    with no_word_of_size():
+        pixels = np.array(load_upright(path))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -163,7 +174,7 @@ def predict(
             height, width = image.shape[1:]
             records.append({"id": number, "file_name": str(name), "height": height, "width": width})
             results += found
-            yield Found(path, drawn, int(strong.sum()))
+            yield Found(path, drawn, int(strong.sum()), frames(path))
     finally:
         if records:
             _write(output, records, results, categories)
