@@ -7,6 +7,7 @@ import inspect
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -98,16 +99,29 @@ def _shortened(error: Exception) -> str:
     return last if len(last) <= 300 else f"{last[:300]} ..."
 
 
+def _unwrapped(state: dict[str, Any]) -> dict[str, Any]:
+    """The state without what torch.compile, anywhere, and DataParallel put into the names."""
+    state = {
+        ".".join(part for part in name.split(".") if part != "_orig_mod"): value
+        for name, value in state.items()
+    }
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return state
+
+
 def load_weights(model: nn.Module, path: Path) -> None:
     """Loads a checkpoint of tensors and plain values into a model.
+
+    One of a model that was in DataParallel or compiled, whole or in parts, loads as its own.
 
     Raises:
         ConfigError: the weights are of another model.
         DataError: the checkpoint is missing, damaged, or holds code.
     """
     state, _ = read_weights(path)
-    if all(k.startswith("module.") for k in state):
-        state = {k.removeprefix("module."): v for k, v in state.items()}  # of DataParallel
+    if state.keys() != model.state_dict().keys():
+        state = _unwrapped(state)
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -130,6 +131,16 @@ def test_outputs_that_moved_too_far_are_exit_code_1(capsys, tmp_path, checkpoint
         ("convert {net} --output {out} --weights none.pt", "there is no checkpoint at"),
         ("convert {no_norm} --output {out}", "has no BatchNorm to convert"),
         ("convert {net} --output .", "is a folder; name a file"),
+        ("convert {net} --output g.txt", "ends with .safetensors, got 'g.txt'"),
+        ("convert {net} --dry-run --output {out}", "ends with .json, got 'out.safetensors'"),
+        (
+            "convert {net} --dry-run --report r.html",
+            "converts nothing, so there is nothing for --r",
+        ),
+        ("convert {net} --dry-run --json r.json", "nothing for --json"),
+        ("convert {net} --dry-run --fail-above 3", "nothing for --fail-above"),
+        ("convert {net} --output {out} --fail-above nan --calibration embedded", "got nan"),
+        ("convert {net} --output {out} --fail-above=-5 --calibration embedded", "got -5"),
         ("convert {net} --outptu x", "did you mean '--output'"),
     ],
 )
@@ -161,14 +172,16 @@ def test_checkpoints_that_hold_code_or_another_model(capsys, tmp_path):
 
 @pytest.mark.parametrize("what", ["weights", "report"])
 def test_no_file_is_written_over_another(capsys, tmp_path, checkpoint, what):
-    before = (tmp_path / "net.pt").read_bytes()
-    output = checkpoint if what == "weights" else str(tmp_path / "same.x")
+    before = Path(checkpoint).read_bytes()
+    if what == "weights":
+        checkpoint = str((tmp_path / "net.pt").rename(tmp_path / "net.safetensors"))
+    output = checkpoint if what == "weights" else str(tmp_path / "same.safetensors")
     line = ["--weights", checkpoint, *(["--report", output] if what == "report" else [])]
     code, _, err = run(capsys, "convert", f"{HERE}net", *line, "--output", output, *QUIET)
     assert code == 2
     assert "named twice" in err
-    assert (tmp_path / "net.pt").read_bytes() == before
-    assert not (tmp_path / "same.x").exists()
+    assert Path(checkpoint).read_bytes() == before
+    assert not (tmp_path / "same.safetensors").exists()
 
 
 def test_a_place_that_cannot_be_written_is_said_before_the_work(capsys, tmp_path, checkpoint):

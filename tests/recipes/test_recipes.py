@@ -12,6 +12,7 @@ from batchfree.recipes import RECIPES, digits_small, get_recipe, imagenet
 from batchfree.recipes.digits import digits_small_bn_network
 from batchfree.train import fit, validate
 from batchfree.train.build import build_network
+from batchfree.train.evaluate import evaluate
 from batchfree.train.optim import build_schedule
 
 
@@ -108,6 +109,9 @@ def test_a_converted_model_is_fine_tuned_and_saved_as_one(tmp_path, method):
     assert manifest["method"] == f"{method}, fine-tuned"
     start = batchfree.load_converted(tmp_path / "start.safetensors").eval()
     assert not torch.allclose(start(x), again(x))
+    (tmp_path / "start.safetensors").unlink()
+    figures = evaluate(config, tmp_path / "run" / "model.safetensors")
+    assert figures["val_error"] == pytest.approx(trained.curve[-1]["val_error"])
 
 
 def test_a_converted_model_of_other_classes_or_none_is_refused(tmp_path):

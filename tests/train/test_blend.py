@@ -64,6 +64,7 @@ def test_the_layers_stay_where_they_are_not_to_be_collapsed():
     assert not torch.equal(module.net[1].weight, before)
 
 
-def test_until_is_a_step():
-    with pytest.raises(ValueError, match="until must be at least 1 step, got 0"):
-        AnnealBlend(0)
+@pytest.mark.parametrize("until", [0, -1, 2.5, float("nan"), True, "3"])
+def test_until_is_a_step(until):
+    with pytest.raises(batchfree.ConfigError, match="until must be at least 1 step and whole, got"):
+        AnnealBlend(until)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import warnings
@@ -38,9 +39,8 @@ def convert(args: list[str]) -> int:
     try:
         model = load_model(options.model, options.weights)
         if options.plan is not None:
-            if not options.plan.is_file():
-                raise ConfigError(f"there is no plan at {str(options.plan)!r}")
-            plan = ConversionPlan.from_json(options.plan.read_text())
+            plan = ConversionPlan.from_json(_text(options.plan))
+            list(plan.sources(model))  # checks it against the model
         else:
             plan = plan_conversion(model, groups, keep=options.keep, name=options.model)
         if options.dry_run:
@@ -74,7 +74,10 @@ def convert(args: list[str]) -> int:
     except DataError as error:  # exit code 1 would mean that the outputs moved too far
         raise ConfigError(str(error)) from error
     show(report_table(result.report))
-    result.save(options.output, source=options.model, preprocessing=preprocessing)
+    try:
+        result.save(options.output, source=options.model, preprocessing=preprocessing)
+    except OSError as error:
+        raise _unwritable(options.output, error) from error
     print(f"wrote {options.output}")
     for path, content in (
         (options.report, result.report.to_html),
@@ -111,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--chunk", type=int, default=64, metavar="N", help="images a forward")
     add("--steps", type=int, default=200, metavar="N", help="of --method distill")
     add("--plan", type=Path, metavar="FILE", help="a plan, as --dry-run --output writes it")
-    add("--dry-run", action="store_true", help="print the plan; --output writes it as JSON")
+    add("--dry-run", action="store_true", help="print the plan; --output writes it as .json")
     add("--output", type=Path, metavar="FILE", help="the converted model, .safetensors")
     add("--report", type=Path, metavar="FILE", help="write the report as a page")
     add("--json", type=Path, metavar="FILE", help="write the report as JSON")
@@ -143,8 +146,10 @@ def _choices(options: argparse.Namespace) -> tuple[Any, Any, float | None]:
             raise ConfigError(f"--{name} must be at least 1, got {value}")
     if options.steps < 0:
         raise ConfigError(f"--steps must not be negative, got {options.steps}")
-    if options.output is None and not options.dry_run:
-        raise ConfigError("batchfree convert: name a file with --output, or look with --dry-run")
+    _check_names(options)
+    limit = options.fail_above
+    if limit is not None and not 0 <= limit < math.inf:
+        raise ConfigError(f"--fail-above must be a percentage, 0 or more, got {limit:g}")
     if options.calibration is None and not options.dry_run:
         if options.method in ("calibrated", "distill") or groups == "auto":
             raise ConfigError("this needs --calibration DIR, or --calibration embedded")
@@ -157,6 +162,28 @@ def _choices(options: argparse.Namespace) -> tuple[Any, Any, float | None]:
     if anchor is not None and not 0 <= anchor <= 100:
         raise ConfigError(f"--anchor must be 0 to 100 or 'none', got {options.anchor!r}")
     return options.method, groups, anchor
+
+
+def _check_names(options: argparse.Namespace) -> None:
+    """A dry run writes a plan and nothing else, a real one a model; neither over the other."""
+    output = options.output
+    if options.dry_run:
+        for name in ("report", "json", "fail_above"):
+            if getattr(options, name) is not None:
+                word = name.replace("_", "-")
+                raise ConfigError(f"--dry-run converts nothing, so there is nothing for --{word}")
+        if output is not None and output.suffix != ".json":
+            raise ConfigError(
+                f"--dry-run writes the plan as JSON: give --output a name that ends with .json, "
+                f"got {str(output)!r}"
+            )
+    elif output is None:
+        raise ConfigError("batchfree convert: name a file with --output, or look with --dry-run")
+    elif output.suffix != ".safetensors" and not output.is_dir():
+        raise ConfigError(
+            "the converted model is written as safetensors: give --output a name that ends with "
+            f".safetensors, got {str(output)!r}"
+        )
 
 
 def _check_files(options: argparse.Namespace) -> None:
@@ -202,7 +229,29 @@ def _data(options: argparse.Namespace) -> tuple[Any, str]:
     return images, words
 
 
+def _text(path: Path) -> str:
+    """A plan's file.
+
+    Raises:
+        ConfigError: it is missing or no text.
+    """
+    if not path.is_file():
+        raise ConfigError(f"there is no plan at {str(path)!r}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as a plan: {error}") from error
+
+
 def _write(path: Path, content: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content.encode())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content.encode())
+    except OSError as error:
+        raise _unwritable(path, error) from error
     print(f"wrote {path}")
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigError:
+    """Exit code 1 would mean that the outputs moved too far."""
+    return ConfigError(f"{path} cannot be written: {error.strerror or error}")

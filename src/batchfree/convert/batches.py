@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from batchfree._errors import ConfigError, DataError
 from batchfree.audit.tree import batch_size, map_tensors, take, tensors
@@ -14,27 +15,63 @@ from batchfree.audit.tree import batch_size, map_tensors, take, tensors
 Forward = Callable[[nn.Module, Any], Any]
 
 
+# Sides below which no detector's image lies; with fewer, (1 or 3, C, L) is a batch of sequences.
+_LEAST_SIDE = 8
+
+
 def call_model(model: nn.Module, batch: Any) -> Any:
-    """model(batch); of a tuple or list (inputs, labels) the inputs alone; a dict is spread."""
+    """model(batch); a dict is spread. A tuple arrives as one argument: give another `forward=`."""
     if isinstance(batch, dict):
         return model(**batch)
     return model(batch)
 
 
-def _inputs(batch: Any) -> Any:
-    """A loader's (inputs, labels) without what is not input; images in a list stay a list."""
-    if isinstance(batch, (tuple, list)) and batch:
-        if isinstance(batch, list) and _is_list_of_images(batch):
-            return batch
-        first = batch[0]
-        return list(first) if isinstance(first, tuple) and _is_list_of_images(first) else first
+def _reading(first: Any, data: Any) -> Callable[[Any], Any]:
+    """How to take the inputs out of each batch of a loader; its first batch decides for all."""
+    if getattr(data, "collate_fn", None) is default_collate:
+        return _stacked  # never makes a list of images
+    if isinstance(first, list) and _is_list_of_images(first):
+        return _as_it_is
+    if isinstance(first, (tuple, list)) and first:
+        images = isinstance(first[0], tuple) and _is_list_of_images(first[0])
+        return _first_as_list if images else _first
+    return _first
+
+
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+def _first(batch: Any) -> Any:
+    """Of (inputs, labels) the inputs."""
+    return batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+
+
+def _first_as_list(batch: Any) -> Any:
+    """Of (images, targets) as torchvision's references collate them, tuples both, the images."""
+    found = _first(batch)
+    return list(found) if isinstance(found, tuple) else found
+
+
+def _stacked(batch: Any) -> Any:
+    """Of what `default_collate` made, to which ((a, b), label) is [[a, b], label]."""
+    return _as_arguments(_first(batch))
+
+
+def _as_arguments(part: Any) -> Any:
+    if isinstance(part, list) and any(isinstance(t, Tensor) for t in part):
+        return tuple(part)
+    return part
+
+
 def _is_list_of_images(items: Any) -> bool:
-    """Whether it is what detectors take: tensors (1 or 3, H, W)."""
+    """Whether it is what detectors take: tensors (1 or 3, H, W), sides of 8 pixels or more."""
     return bool(items) and all(
-        isinstance(t, Tensor) and t.dim() == 3 and t.shape[0] in (1, 3) for t in items
+        isinstance(t, Tensor)
+        and t.dim() == 3
+        and t.shape[0] in (1, 3)
+        and min(t.shape[1:]) >= _LEAST_SIDE
+        for t in items
     )
 
 
@@ -43,7 +80,12 @@ def read_batches(data: Any, samples: int, chunk: int) -> list[Any]:
 
     Args:
         data: a tensor (N, ...), one batch as the model takes it (a dict, or a list of images), or
-            an iterable of batches; of (inputs, labels) the inputs are taken.
+            an iterable of batches; of a tuple or list (inputs, labels) the first is taken. Several
+            inputs come as ((a, b), labels) or as a dict; the tuple goes to `forward` as it is.
+            Images are a list of tensors (1 or 3, H, W), 8 pixels or more a side, or
+            (tuple of images, targets). The first batch decides for all, and a DataLoader that
+            collates as PyTorch does by default holds no list of images. So batches (1, C, L) or
+            (3, C, L) of sequences from elsewhere come as tuples (x, y) or as one tensor.
         samples: how many at most.
         chunk: the largest batch.
 
@@ -60,8 +102,11 @@ def read_batches(data: Any, samples: int, chunk: int) -> list[Any]:
         )
     found: list[Any] = []
     seen = 0
+    reading: Callable[[Any], Any] | None = _as_it_is if single else None
     for raw in [data] if single else data:
-        batch = raw if single else _inputs(raw)
+        if reading is None:
+            reading = _reading(raw, data)
+        batch = reading(raw)
         if next(tensors(batch), None) is None:
             raise ConfigError(f"a calibration batch holds no tensor, got {type(batch).__name__}")
         size = batch_size(batch)
@@ -170,5 +215,6 @@ def run(model: nn.Module, batch: Any, forward: Forward) -> Any:
         raise ConfigError(
             f"the model cannot run on calibration data of shape {shapes}: {type(error).__name__}: "
             f"{first}; where it is called otherwise than model(batch), give forward=, a function "
-            "of the model and the batch"
+            "of the model and the batch; of a loader's (a, b) the batch is a alone, so several "
+            "inputs come as ((a, b), labels) or as a dict"
         ) from error

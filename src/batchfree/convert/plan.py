@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -14,51 +14,13 @@ from batchfree._checks import check_choice, check_num_groups, divisors, suggest
 from batchfree._errors import ConfigError
 from batchfree.audit.static import KINDS, kind_of
 from batchfree.convert.kinds import Source, is_batch_norm, source_of
+from batchfree.convert.plan_reading import SCHEMA, read_plan
+from batchfree.convert.planned import MEASURED, PlannedLayer, add_reason
 from batchfree.convert.replacing import unwrapped
 from batchfree.nn import Groups
 
-Action = Literal["convert", "keep", "leave"]
 Keep = Callable[[str, nn.Module], bool]
-SCHEMA = "batchfree-plan-1"
-
-
-@dataclass
-class PlannedLayer:
-    """What becomes of one norm layer; its fields may be changed before the plan is applied.
-
-    Attributes:
-        path: its name in the model; "" for the model itself.
-        old: its class.
-        kind: what it is, as `batchfree.audit` names it.
-        action: `convert`; `keep` a BatchNorm that stays one; `leave` a norm that is no BatchNorm.
-        reason: why.
-        channels: how many it normalises, 0 where unknown.
-        groups: of the GroupNorm in its place, 0 where there is none.
-        candidates: numbers of groups of which the calibration takes the one of least error.
-        eps: added to the new layer's variances; the old one's, unless it is changed.
-        then: what it applies after its norm, as `name: class`, kept.
-        aliases: its other names, where the module is used in several places; it stays shared.
-        new: the class in its place; "" where it stays.
-    """
-
-    path: str
-    old: str
-    kind: str
-    action: Action
-    reason: str = ""
-    channels: int = 0
-    groups: int = 0
-    candidates: list[int] = field(default_factory=list)
-    eps: float = 0.0
-    then: list[str] = field(default_factory=list)
-    aliases: list[str] = field(default_factory=list)
-
-    @property
-    def new(self) -> str:
-        """What stands in its place."""
-        if self.action != "convert":
-            return ""
-        return f"GroupNorm({self.groups}, {self.channels})" + "".join(f" + {t}" for t in self.then)
+__all__ = ["ConversionPlan", "Keep", "PlannedLayer", "plan_conversion"]
 
 
 @dataclass
@@ -122,10 +84,12 @@ class ConversionPlan:
         """The layers to convert with what stands there now.
 
         Raises:
-            ConfigError: the model is not the one that was planned for, or a change of the plan
-                cannot be carried out.
+            ConfigError: the model is not the one that was planned for, a change of the plan cannot
+                be carried out, or a BatchNorm of the model has no row.
         """
         modules = dict(model.named_modules(remove_duplicate=False))
+        planned = {id(modules[row.path]) for row in self.layers if row.path in modules}
+        lost = [n for n, m in modules.items() if id(m) not in planned and is_batch_norm(m)]
         for layer in self.converted:
             module = modules.get(layer.path)
             if module is None:
@@ -148,7 +112,13 @@ class ConversionPlan:
                     check_num_groups(groups, layer.channels)
                 except (TypeError, ValueError) as error:
                     raise ConfigError(f"layer {layer.path!r}: {error}") from error
+            vars(layer)["applied"] = True
             yield layer, source
+        if lost:
+            raise ConfigError(
+                f"the plan has no row for {len(lost)} of the model's BatchNorms ({lost[0]!r} "
+                'first); where a layer is to stay, set its action to "keep" and leave its row in'
+            )
 
     def to_json(self) -> str:
         """All of it, for `from_json`."""
@@ -161,19 +131,9 @@ class ConversionPlan:
         Raises:
             ConfigError: the text is no plan.
         """
-        try:
-            found = json.loads(text)
-            if found.pop("schema") != SCHEMA:
-                raise ValueError("of another schema")
-            known = {f.name for f in fields(PlannedLayer)}
-            rows = found.pop("layers")
-            for row in rows:
-                if unknown := set(row) - known:
-                    raise ValueError(f"unknown fields {sorted(unknown)}")
-                check_choice(row["action"], ("convert", "keep", "leave"), "action")
-            return cls(layers=[PlannedLayer(**row) for row in rows], **found)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(f"this is no conversion plan: {error}") from error
+        found = read_plan(text)
+        rows = [PlannedLayer(**row) for row in found.pop("layers")]
+        return cls(layers=rows, **found)
 
     def __str__(self) -> str:
         from batchfree.convert.text import plan_lines
@@ -206,7 +166,8 @@ def plan_conversion(
             calibration choose for each layer by measured error, among the divisors up to 32. None
             is 32 groups of 16 channels or more: a group of one or two channels loses what the
             model knew by their means, and no calibration brings it back.
-        keep: BatchNorms that stay: names with `*` and `?`, or a predicate of (name, module).
+        keep: BatchNorms that stay: names with `*` and `?`, or a predicate of (name, module). Any
+            name of a module that is used in several places counts.
         name: of the model, for the table.
 
     Returns:
@@ -232,28 +193,27 @@ def plan_conversion(
     policy = Groups(policy) if isinstance(policy, int) else policy
     patterns = [keep] if isinstance(keep, str) else [] if callable(keep) else list(keep)
     used: set[str] = set()
-    rows: dict[int, PlannedLayer] = {}
-    untrained = 0
+    names: dict[int, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        if id(module) in rows:
-            rows[id(module)].aliases.append(path)
-            continue
+        names.setdefault(id(module), []).append(path)
+    plan = ConversionPlan(name or type(model).__name__, [])
+    untrained = 0
+    for path, module in model.named_modules():
+        paths = names[id(module)]
         row, source = _row(path, module)
         if row is None:
             continue
-        rows[id(module)] = row
-        kept = [p for p in patterns if _matches(p, path)]
+        row.aliases = paths[1:]
+        plan.layers.append(row)
+        kept = [p for p in patterns if _matches(p, *paths)]
         used.update(kept)
         if row.action == "convert":
             assert source is not None
-            if kept or (callable(keep) and keep(path, module)):
+            if kept or (callable(keep) and any(keep(p, module) for p in paths)):
                 row.action, row.reason = "keep", "kept by name" if kept else "kept by predicate"
                 continue
             _choose(row, policy, auto)
             untrained += source.never_ran
-    plan = ConversionPlan(name or type(model).__name__, list(rows.values()))
-    for row in plan.layers:
-        used.update(p for p in patterns if any(_matches(p, a) for a in row.aliases))
     if missing := [p for p in patterns if p not in used]:
         known = [row.path for row in plan.layers]
         raise ConfigError(f"keep={missing[0]!r} matches no norm layer{suggest(missing[0], known)}")
@@ -296,7 +256,7 @@ def _choose(row: PlannedLayer, policy: Groups, auto: bool) -> None:
     """The number of groups, and why where it is not the wish itself."""
     if policy is PAPER and row.channels < 16:
         row.groups = 1
-        _because(row, "fewer than 16 channels: one group")
+        add_reason(row, "fewer than 16 channels: one group")
     else:
         try:
             row.groups = policy.resolve(row.channels)
@@ -306,16 +266,12 @@ def _choose(row: PlannedLayer, policy: Groups, auto: bool) -> None:
             ) from error
         wish = policy.num_groups
         if wish is not None and row.channels % wish:
-            _because(row, f"{wish} does not divide {row.channels} channels")
+            add_reason(row, f"{wish} does not divide {row.channels} channels")
         elif wish is not None and row.groups < wish:
-            _because(row, f"{policy.min_elements_per_group} channels a group or more")
+            add_reason(row, f"{policy.min_elements_per_group} channels a group or more")
     if auto:
         row.candidates = [d for d in divisors(row.channels) if d <= 32]
-        _because(row, "the number of groups is chosen by measured error")
-
-
-def _because(row: PlannedLayer, reason: str) -> None:
-    row.reason = "; ".join(part for part in (row.reason, reason) if part)
+        add_reason(row, MEASURED)
 
 
 def _matches(pattern: str, *paths: str) -> bool:

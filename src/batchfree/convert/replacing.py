@@ -88,18 +88,21 @@ _HOOKS = (
 _OWN = (*_HOOKS, "_modules", "_parameters", "_buffers")
 
 
-def _with_new(value: Any, by_id: dict[int, nn.Module]) -> Any:
+def _with_new(value: Any, by_id: dict[int, nn.Module], above: tuple[int, ...] = ()) -> Any:
     """The value with new modules in it; lists and dicts are changed in place."""
     if isinstance(value, nn.Module):
         return by_id.get(id(value), value)
+    if id(value) in above:  # a list that holds itself
+        return value
+    inside = (*above, id(value))
     if type(value) is list:
-        value[:] = [_with_new(item, by_id) for item in value]
+        value[:] = [_with_new(item, by_id, inside) for item in value]
     elif type(value) is tuple:
-        new = tuple(_with_new(item, by_id) for item in value)
+        new = tuple(_with_new(item, by_id, inside) for item in value)
         return value if all(a is b for a, b in zip(new, value, strict=True)) else new
     elif type(value) is dict:
         for key, item in value.items():
-            value[key] = _with_new(item, by_id)
+            value[key] = _with_new(item, by_id, inside)
     return value
 
 

@@ -15,6 +15,7 @@ from batchfree._naming import load_model
 from batchfree.convert.kinds import Source, replacement
 from batchfree.convert.layers import BlendNorm, ConvertedNorm
 from batchfree.convert.plan import ConversionPlan
+from batchfree.convert.plan_reading import check_eps
 from batchfree.convert.replacing import copied, replaced, without_inplace
 
 SCHEMA = "batchfree-converted-1"
@@ -140,7 +141,8 @@ def load_converted(path: str | Path, model: nn.Module | None = None) -> nn.Modul
         The model, in train mode as a new one, in the dtype that it was saved in.
 
     Raises:
-        DataError: the file is missing, damaged, or holds no converted model.
+        DataError: the file is missing, damaged, or holds no converted model, or weights that are
+            NaN or infinite.
         ConfigError: the weights do not fit the architecture, or the manifest does not name one that
             is built unasked.
 
@@ -165,7 +167,8 @@ def load_converted(path: str | Path, model: nn.Module | None = None) -> nn.Modul
         if not name.startswith(_TRUSTED):
             raise ConfigError(
                 f"{path} is a conversion of {name!r}, which is not built unasked: give the "
-                "BatchNorm architecture, load_converted(path, model=...)"
+                "BatchNorm architecture, load_converted(path, model=...), and fine-tune it in "
+                "Python; commands start from files of torchvision:, timm: and recipes' networks"
             )
         model = load_model(name)
     else:
@@ -174,16 +177,22 @@ def load_converted(path: str | Path, model: nn.Module | None = None) -> nn.Modul
         plan = ConversionPlan.from_json(json.dumps(manifest["plan"]))
         layers: dict[str, Any] = manifest["layers"]
         for row in plan.converted:
-            row.groups, row.candidates = int(layers[row.path]["groups"]), []
+            _check_layer(layers[row.path], row.path)
+            row.groups = layers[row.path]["groups"]
         new = {
             source.module: _rebuilt(source, layers[row.path]) for row, source in plan.sources(model)
         }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"the manifest of {path} is damaged: {error!r}") from error
+    except (_Damaged, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"the manifest of {path} is damaged: {_worded(error)}") from error
     model = replaced(model, new)
     if not manifest.get("inplace"):
         without_inplace(model)
     state = load_file(path)
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise DataError(
+                f"{name!r} in {path} holds NaN or infinity: the training diverged, perhaps"
+            )
     floating = {t.dtype for t in state.values() if t.is_floating_point()}
     if len(floating) == 1:
         model.to(floating.pop())
@@ -198,10 +207,29 @@ def load_converted(path: str | Path, model: nn.Module | None = None) -> nn.Modul
     return model
 
 
+def _worded(error: Exception) -> str:
+    return str(error) if isinstance(error, _Damaged) else repr(error)
+
+
+class _Damaged(ValueError):
+    """A field of a manifest that nothing can be built with."""
+
+
+def _check_layer(kept: dict[str, Any], path: str) -> None:
+    """The fields of a layer that a manifest tells; whether groups fit, the plan says."""
+    if type(kept["groups"]) is not int:
+        raise _Damaged(f"layer {path!r}: groups must be int, got {kept['groups']!r}")
+    for name in ("scaled", "affine", "blend"):
+        if type(kept[name]) is not bool:
+            raise _Damaged(f"layer {path!r}: {name} must be true or false, got {kept[name]!r}")
+    try:
+        check_eps(kept["eps"], path)
+    except ConfigError as error:
+        raise _Damaged(str(error)) from error
+
+
 def _rebuilt(source: Source, kept: dict[str, Any]) -> nn.Module:
-    norm = replacement(
-        source, int(kept["groups"]), scaled=bool(kept["scaled"]), bare=not kept["affine"]
-    )
+    norm = replacement(source, kept["groups"], scaled=kept["scaled"], bare=not kept["affine"])
     norm.eps = float(kept["eps"])
     if not kept["blend"]:
         return norm

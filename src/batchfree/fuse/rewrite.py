@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from batchfree._errors import ConfigError
+from batchfree.convert.layers import BlendNorm
 from batchfree.fuse.find import Caller, Match, find_callers, traced
 from batchfree.nn import GroupNorm
 
@@ -61,9 +62,14 @@ def fuse(model: Module) -> Module:
     if isinstance(model, nn.GroupNorm) or not any(
         isinstance(m, nn.GroupNorm) for m in model.modules()
     ):
+        blend = any(isinstance(m, BlendNorm) for m in model.modules())
+        what = (
+            "collapse its blended layers first (batchfree.convert.collapse), once alpha is 0"
+            if blend
+            else "convert BatchNorms first (batchfree.convert)"
+        )
         raise ConfigError(
-            f"{type(model).__name__} calls no GroupNorm, so there is nothing to fuse; convert "
-            "BatchNorms first (batchfree.convert)"
+            f"{type(model).__name__} calls no GroupNorm, so there is nothing to fuse; {what}"
         )
     model = copy.deepcopy(model)
     for caller in find_callers(model):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from batchfree.models.conventions import read_network
 from batchfree.train.build import build_network
 from batchfree.train.checks import validate
 from batchfree.train.classification import Classifier
-from batchfree.train.config import BaseConfig, Config
+from batchfree.train.config import BaseConfig, Config, ModelConfig
 from batchfree.train.data import DataModule, build_data, preprocessing
 from batchfree.train.evaluate_checks import check_categories, check_conventions, check_model
 from batchfree.train.loop import build_trainer, plan, surroundings
@@ -34,7 +35,9 @@ def evaluate(
 
     The config's network has to be the checkpoint's, in what weights do not show too: groups, the
     kind of norm, the images' mean, standard deviation and size, anchors. A file that does not say
-    what it was trained as is taken for the config's, with a note on stderr.
+    what it was trained as is taken for the config's, with a note on stderr. A
+    fine-tuned converted model is built by the `converted.safetensors` that its training wrote
+    beside its `model.safetensors`.
 
     Args:
         config: the run: a `Config` or a `DetectionConfig`.
@@ -77,12 +80,20 @@ def _classification(
     config: Config, weights: dict[str, Any], told: dict[str, Any], path: Path
 ) -> dict[str, float]:
     data = build_data(config.data, config.seed)
-    network = build_network(config.model, data.num_classes)
+    network = build_network(_own(config.model, path), data.num_classes)
     check_conventions(network, *preprocessing(config.data), told, path)
     _load(network, weights)
     run = plan(config, data.samples_per_epoch)
     module = Classifier(network, config, run.schedule, len(data.validation))  # type: ignore[arg-type]
     return _validate(config, module, DataModule(config, data, 1))
+
+
+def _own(model: ModelConfig, path: Path) -> ModelConfig:
+    """A converted model as its fine-tuning left it, where the weights lie as it wrote them."""
+    beside = path.with_name("converted.safetensors")
+    if model.converted is None or path.name != "model.safetensors" or not beside.is_file():
+        return model
+    return replace(model, converted=str(beside))
 
 
 def _detection(

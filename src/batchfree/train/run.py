@@ -15,6 +15,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import nn
 
 from batchfree.convert import (
+    BlendNorm,
     ConversionPlan,
     collapse,
     read_manifest,
@@ -166,7 +167,7 @@ def _fit(
         network = network.to(memory_format=torch.channels_last)
     run = plan(config, data.samples_per_epoch)
     converted = config.model.converted
-    if converted is not None:
+    if any(isinstance(m, BlendNorm) for m in network.modules()):
         until = max(1, round((config.model.blend_until or 0.5) * run.steps))
         callbacks = [AnnealBlend(until, collapse=False), *callbacks]
     ended = run_loop(
