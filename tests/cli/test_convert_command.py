@@ -18,6 +18,15 @@ def net():
     )
 
 
+class Classes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x):
+        return self.net(x).argmax(1)
+
+
 def no_norm():
     return nn.Conv2d(3, 8, 3)
 
@@ -107,6 +116,17 @@ def test_outputs_that_moved_too_far_are_exit_code_1(capsys, tmp_path, checkpoint
     line += ["--output", str(tmp_path / "o.safetensors"), *QUIET]
     assert run(capsys, "convert", f"{HERE}net", *line, "--fail-above", "1e-6")[0] == 1
     assert run(capsys, "convert", f"{HERE}net", *line, "--fail-above", "1000")[0] == 0
+
+
+@pytest.mark.filterwarnings("ignore::batchfree.ConversionWarning")
+def test_outputs_that_cannot_be_compared_are_no_success_and_no_move(capsys, tmp_path):
+    output = tmp_path / "o.safetensors"
+    line = ["--calibration", "embedded", "--samples", "16", "--output", str(output), *QUIET]
+    assert run(capsys, "convert", f"{HERE}Classes", *line)[0] == 0
+    code, _, err = run(capsys, "convert", f"{HERE}Classes", *line, "--fail-above", "5")
+    assert code == 2
+    assert "outputs were not compared: they are no measures but int64 values" in err
+    assert output.exists()
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,8 @@ def test_groups_are_chosen_by_measured_error(original):
     assert first[0] <= 1.02 * min(first)
     assert auto.plan["1"].groups == auto.model[1].num_groups
     assert auto.report.layers[0].groups == auto.plan["1"].groups
+    assert auto.plan["1"].candidates == [1, 2, 4, 8, 16, 32]
+    assert "chosen by measured error" in auto.report.layers[0].reason
 
 
 def test_shared_modules_stay_shared():

@@ -86,6 +86,11 @@ def convert(args: list[str]) -> int:
         if path is not None:
             _write(path, content())
     limit, moved = options.fail_above, result.report.output_error
+    if limit is not None and result.report.uncompared:
+        raise ConfigError(
+            f"--fail-above cannot tell: outputs were not compared: {result.report.uncompared}; the "
+            "model was written"
+        )
     return MOVED if limit is not None and (moved is None or not 100 * moved <= limit) else 0
 
 

@@ -15,7 +15,7 @@ from batchfree.audit.tree import batch_size, tensors
 from batchfree.convert.batches import Forward, run
 from batchfree.convert.kinds import Source
 from batchfree.convert.moments import Fit, Moments, analytic, fit
-from batchfree.convert.plan import PlannedLayer
+from batchfree.convert.planned import PlannedLayer
 from batchfree.nn import GroupNorm
 
 Progress = Callable[[str, float], None]
@@ -263,7 +263,8 @@ class _Fitted(Exception):
 def _set(work: Work, found: Fit) -> None:
     norm = work.norm
     work.fit = found
-    work.row.groups = norm.num_groups = found.groups
+    work.row.choose(found.groups)
+    norm.num_groups = found.groups
     with torch.no_grad():
         for name in ("weight", "bias", "scale", "shift"):
             own, value = getattr(norm, name, None), getattr(found, name)

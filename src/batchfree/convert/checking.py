@@ -32,7 +32,7 @@ def check_elements(row: PlannedLayer, positions: int, degenerate: str) -> None:
         return
     shape = f"{row.channels} channels at {positions} position(s) in {row.groups} groups"
     if degenerate == "merge" and holds(1):
-        row.groups = max(g for g in range(1, row.groups) if row.channels % g == 0 and holds(g))
+        row.choose(max(g for g in range(1, row.groups) if row.channels % g == 0 and holds(g)))
         row.reason = f"groups of one element were merged: {shape}"
     elif degenerate == "keep":
         row.action, row.reason = "keep", f"groups of one element: {shape}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from batchfree.convert.plan_reading import check_eps
 
@@ -44,18 +44,18 @@ class PlannedLayer:
     then: list[str] = field(default_factory=list)
     aliases: list[str] = field(default_factory=list)
 
-    applied: ClassVar[bool] = False
-    """Whether it is being carried out: then what sets `groups` to what it is decides nothing."""
-
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "eps":
             check_eps(value, self.path)
-        decides = name == "groups" and "candidates" in vars(self)  # later than __init__
-        if decides and not (self.applied and value == self.groups):
+        if name == "groups" and "candidates" in vars(self):  # later than __init__
             self.candidates = []
             parts = (part for part in self.reason.split("; ") if part != MEASURED)
             self.reason = "; ".join(parts)
         object.__setattr__(self, name, value)
+
+    def choose(self, groups: int) -> None:
+        """Sets the number of groups that a calibration found; the candidates stay."""
+        object.__setattr__(self, "groups", groups)
 
     @property
     def new(self) -> str:
