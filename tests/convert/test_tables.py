@@ -75,12 +75,15 @@ def test_rows_stand_there_once():
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_figures_to_reach(architecture):
-    """Within 0.5 points of BatchNorm at the best groups, 1.0 at the default policy, 3 seeds."""
+    """Within 0.5 points of BatchNorm at the best groups and 1.0 at the default policy, 3 seeds;
+    within 0.2 after 200 steps of distillation, which MobileNetV2 reaches with one group only."""
     more = defaultdict(list)
     for row in ROWS:
-        wanted = (architecture, "calibrated", "2.0")
-        if (row["architecture"], row["method"], row["anchor"]) == wanted:
-            more[row["groups"]].append(float(row["error"]) - float(row["bn_error"]))
-    assert len(more["default"]) == 3
-    assert sum(more["default"]) / 3 <= 1.0
-    assert min(sum(v) / len(v) for v in more.values()) <= 0.5
+        if (row["architecture"], row["anchor"]) == (architecture, "2.0"):
+            more[row["method"], row["groups"]].append(float(row["error"]) - float(row["bn_error"]))
+    assert all(len(found) == 3 for found in more.values())
+    mean = {key: sum(found) / 3 for key, found in more.items()}
+    assert mean["calibrated", "default"] <= 1.0
+    assert min(v for (method, _), v in mean.items() if method == "calibrated") <= 0.5
+    assert mean["distill", "1"] <= 0.2
+    assert (mean["distill", "default"] <= 0.2) == (architecture != "mobilenet")
