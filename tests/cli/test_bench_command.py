@@ -1,3 +1,4 @@
+import contextlib
 import re
 import shlex
 import signal
@@ -11,6 +12,7 @@ from command_line import run
 from batchfree import ConfigError
 from batchfree.bench.results import read_bench
 from batchfree.cli import main
+from batchfree.cli.bench_run import _into
 
 QUICK = shlex.split("--repetitions 2 --threads 1 --peers eager batchfree floor")
 
@@ -107,6 +109,18 @@ def test_a_process_that_dies_is_told_and_its_rows_are_kept(capsys, tmp_path, mon
     assert code == 1
     assert "the process with the allocator setting 'keep' ended with -11" in err
     assert read_bench(tmp_path).kernels
+
+
+def test_a_ctrl_c_that_is_lost_on_its_way_is_heard_at_the_next_row(tmp_path):
+    def measure(record, budget):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        record([])
+        pytest.fail("measured on")
+
+    with pytest.raises(KeyboardInterrupt):
+        _into(tmp_path / "rows.jsonl", measure, 1.0, lambda rows: None)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.slow

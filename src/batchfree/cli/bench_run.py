@@ -8,8 +8,11 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from batchfree._errors import ConfigError, SweepError
@@ -95,12 +98,39 @@ def run(
 def _into(path: Path, measure: Measure, budget: float, show: Callable[[Any], None]) -> None:
     from batchfree.bench.results import append
 
-    def record(rows: Sequence[Any]) -> None:
-        for row in rows:
-            append(path, row)
-        show(rows)
+    with _heard() as interrupted:
 
-    measure(record, budget)
+        def record(rows: Sequence[Any]) -> None:
+            for row in rows:
+                append(path, row)
+            show(rows)
+            if interrupted():
+                raise KeyboardInterrupt
+
+        measure(record, budget)
+
+
+@contextmanager
+def _heard() -> Iterator[Callable[[], bool]]:
+    """Whether there was a Ctrl-C, also one whose exception was lost on its way.
+
+    An attribute that C code asks for is one such way: CPython takes any exception there for "no".
+    """
+    asked: list[int] = []
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield lambda: False
+        return
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, hear)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _child(args: list[str], setting: str, path: Path, budget: float) -> int:
