@@ -118,9 +118,14 @@ def test_a_ctrl_c_that_is_lost_on_its_way_is_heard_at_the_next_row(tmp_path):
         record([])
         pytest.fail("measured on")
 
-    with pytest.raises(KeyboardInterrupt):
-        _into(tmp_path / "rows.jsonl", measure, 1.0, lambda rows: None)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # A shell's background jobs ignore Ctrl-C, and so do the tests in one.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _into(tmp_path / "rows.jsonl", measure, 1.0, lambda rows: None)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow
