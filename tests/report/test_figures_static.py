@@ -2,11 +2,14 @@ import io
 from dataclasses import replace
 from xml.etree import ElementTree
 
+import detection_rows
+import matplotlib
 import matplotlib.image
 import pytest
 
 from batchfree.report.charts import charts
-from batchfree.report.figures_static import static_figure
+from batchfree.report.detection_charts import detection_charts
+from batchfree.report.figures_static import _LOOK, _draw, static_figure
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -28,3 +31,15 @@ def test_a_norm_that_looks_like_a_formula_is_drawn(results, make_row):
     rows = (make_row("_$x^{$", None, 1, 5.0), make_row("a & <b>", 2, 1, 5.0))
     for chart in charts(replace(results, rows=rows))[:2]:
         ElementTree.fromstring(static_figure(chart)[".svg"])
+
+
+@pytest.mark.parametrize("experiment", ["detection", "scratch"])
+def test_no_legend_is_wider_than_its_figure(experiment):
+    for chart in detection_charts(detection_rows.results(experiment)):
+        with matplotlib.rc_context(_LOOK):
+            figure = _draw(chart)
+            figure.canvas.draw()
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.width

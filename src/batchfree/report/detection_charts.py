@@ -69,7 +69,7 @@ def _lines(results: DetectionResults, arms: Sequence[Arm], figure: str) -> tuple
         if curve is not None:
             found.append(
                 Line(
-                    label=series.label(results, arm),
+                    label=series.label(results, arm, batch=results.experiment == "scratch"),
                     style=series.style(results, arm),
                     x=curve.images,
                     y=curve.means,

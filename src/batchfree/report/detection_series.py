@@ -123,14 +123,14 @@ def curve(rows: Sequence[DetectionRow], figure: str) -> Curve | None:
     )
 
 
-def label(results: DetectionResults, arm: Arm) -> str:
-    """What an arm is called: `BN*, GN heads`; its batch too where there are several."""
+def label(results: DetectionResults, arm: Arm, *, batch: bool = True) -> str:
+    """What an arm is called: `BN*, GN heads`; with its batch, where there are several."""
     name, head = _norm(arm.norm), _norm(arm.head_norm)
     if arm.head_norm != arm.norm:
         name += ", plain heads" if arm.head_norm == "none" else f", {head} heads"
     if results.experiment == "detection" and arm.start == SCRATCH:
         name += ", from scratch"
-    if results.experiment == "scratch" or len(batches(results)) > 1:
+    if batch and (results.experiment == "scratch" or len(batches(results)) > 1):
         name += f", batch {arm.batch_size}"
     return name
 

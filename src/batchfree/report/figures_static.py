@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import matplotlib
@@ -73,11 +74,17 @@ def _draw(chart: Chart) -> Figure:
         list(handles.values()),
         [label.lstrip("_") for label in handles],
         loc="outside lower center",
-        ncols=min(len(handles), 3 * columns + 2),
+        ncols=_columns(handles, width),
         frameon=False,
         handlelength=3,
     )
     return figure
+
+
+def _columns(labels: Iterable[str], width: float) -> int:
+    """How many columns of a legend fit into so many inches: a mark, and 0.085 inches a letter."""
+    found = list(labels)
+    return max(1, min(len(found), int(width / (0.085 * max(map(len, found), default=1) + 0.75))))
 
 
 def _draw_line(axes: Axes, line: Line) -> Line2D:
