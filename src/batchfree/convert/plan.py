@@ -112,7 +112,6 @@ class ConversionPlan:
                     check_num_groups(groups, layer.channels)
                 except (TypeError, ValueError) as error:
                     raise ConfigError(f"layer {layer.path!r}: {error}") from error
-            vars(layer)["applied"] = True
             yield layer, source
         if lost:
             raise ConfigError(
